@@ -1,0 +1,151 @@
+# Everything one does with this checkout. `make help` lists the targets.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# STATE is where `make up` keeps all it needs: guest image, containerd's root, layers, logs. `make down` removes it.
+STATE    ?= $(CURDIR)/.state
+# FUZZTIME is how long `make fuzz` spends on each target.
+FUZZTIME ?= 5s
+BIN      := $(CURDIR)/bin
+GO       ?= go
+
+export CGO_ENABLED := 0
+export PATH := $(BIN):$(PATH)
+# Where the upper test tiers find what `make bin` and `make guest` made.
+export BULKHEAD_TEST_BIN   := $(BIN)
+export BULKHEAD_TEST_GUEST := $(STATE)/guest
+
+MODULES  := . kube test tools
+GOBUILD  := $(GO) build -trimpath -ldflags "-s -w"
+TESTTIER := $(GO) run ./internal/testtier -bin $(BIN) -guest $(STATE)/guest
+
+CONTAINERD := github.com/containerd/containerd/v2
+CNI        := github.com/containernetworking/plugins/plugins
+
+# package:program-or-file that shows it is there
+PACKAGES := qemu-system-x86:qemu-system-x86_64 erofs-utils:mkfs.erofs runc:runc busybox-static:busybox iproute2:ip \
+	nftables:nft protobuf-compiler:protoc e2fsprogs:mkfs.ext4 xz-utils:xz dpkg:dpkg-deb
+
+## help: list the targets
+.PHONY: help
+help:
+	@sed -n 's/^## \([a-z-]*\): \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s %s\n' "$$target" "$$text"; done
+
+## up: install, build, start a private containerd, run one image with runc and in a VM
+.PHONY: up
+up: packages bin guest
+	@$(BIN)/bulkhead demo up --state-dir $(STATE) --bin-dir $(BIN)
+
+## down: end and remove everything that `make up` made (bin/ and Go's caches stay)
+.PHONY: down
+down:
+	@if [ -e $(STATE) ]; then \
+		[ -x $(BIN)/bulkhead ] || $(MAKE) --no-print-directory bin-bulkhead; \
+		$(BIN)/bulkhead demo down --state-dir $(STATE) --bin-dir $(BIN); \
+	else echo "nothing to end: there is no $(STATE)"; fi
+
+## packages: install the Debian packages that are missing, and say which
+.PHONY: packages
+packages:
+	@missing=""; for p in $(PACKAGES); do \
+		PATH=$$PATH:/usr/sbin:/sbin command -v "$${p#*:}" >/dev/null || missing="$$missing $${p%:*}"; done; \
+	if [ -z "$$missing" ]; then echo "packages: all there"; else \
+		echo "packages: installing$$missing"; \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+## bin: build all programs into bin/
+.PHONY: bin bin-bulkhead bin-containerd
+bin: bin-bulkhead bin-containerd
+
+# The build skips main packages that don't exist yet only by failing: every one is listed.
+bin-bulkhead:
+	$(GOBUILD) -o $(BIN)/ ./cmd/bulkhead ./cmd/containerd-shim-bulkhead-v2 ./cmd/bulkhead-guest
+
+# containerd, its tools and the CNI plugins: pinned in kube/go.mod, which is where their version comes from too.
+bin-containerd:
+	@cd kube; version=$$($(GO) list -m -f '{{.Version}}' $(CONTAINERD)); \
+	echo "containerd $$version, CNI plugins $$($(GO) list -m -f '{{.Version}}' github.com/containernetworking/plugins) (the first build takes minutes)"; \
+	$(GO) build -trimpath -tags no_btrfs -ldflags "-s -w -X $(CONTAINERD)/version.Version=$$version" -o $(BIN)/ \
+		$(CONTAINERD)/cmd/containerd $(CONTAINERD)/cmd/ctr $(CONTAINERD)/cmd/containerd-shim-runc-v2; \
+	mkdir -p $(BIN)/cni; \
+	$(GOBUILD) -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local
+
+## guest: build the guest's kernel and initramfs into $(STATE)/guest, if the agent or the builder changed
+.PHONY: guest
+guest: bin-bulkhead
+	@inputs=$$(cat $(BIN)/bulkhead-guest internal/guestimage/*.go | sha256sum); stamp=$(STATE)/guest/.inputs; \
+	if [ "$$inputs" = "$$(cat $$stamp 2>/dev/null || true)" ]; then echo "guest: up to date"; else \
+		mkdir -p $(STATE)/guest; rm -f $$stamp; \
+		$(BIN)/bulkhead guest build --agent $(BIN)/bulkhead-guest --dir $(STATE)/guest; \
+		echo "$$inputs" > $$stamp; fi
+
+## test: run all tiers: unit, root, vm
+.PHONY: test
+test: packages bin guest
+	@$(TESTTIER) unit root vm
+
+## unit: run the tests that need no root
+.PHONY: unit
+unit:
+	@$(TESTTIER) unit
+
+## root: run the tests that need root: mounts, taps, cgroups, processes
+.PHONY: root
+root: packages
+	@$(TESTTIER) root
+
+## vm: run the tests that boot VMs under a real containerd
+.PHONY: vm
+vm: packages bin guest
+	@$(TESTTIER) vm
+
+## fuzz: run each fuzz target for FUZZTIME
+.PHONY: fuzz
+fuzz:
+	@$(TESTTIER) -fuzztime $(FUZZTIME) fuzz
+
+## bench: measure start, exec and memory beside runc
+.PHONY: bench
+bench: packages bin guest
+	cd test && $(GO) run ./bench
+
+## vet: go vet of every module and tier, for amd64 and arm64
+.PHONY: vet
+vet:
+	@for arch in amd64 arm64; do for module in . test; do for tag in none root vm; do \
+		[ -e $$module/go.mod ] || continue; \
+		echo "vet $$module $$arch $$tag"; (cd $$module; GOARCH=$$arch $(GO) vet -tags $$tag ./...); done; done; done
+
+## lint: golangci-lint, built from tools/
+.PHONY: lint
+lint: $(BIN)/golangci-lint
+	$(BIN)/golangci-lint run ./...
+	cd test && $(BIN)/golangci-lint run ./...
+
+$(BIN)/golangci-lint: tools/go.mod tools/go.sum
+	@echo "building golangci-lint (takes minutes, once)"; mkdir -p $(BIN)
+	cd tools && $(GO) build -trimpath -ldflags "-s -w" -o $@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+## generate: regenerate the guest protocol's code
+.PHONY: generate
+generate: $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-ttrpc
+	cd api/guest && protoc --go_out=. --go_opt=paths=source_relative --go-ttrpc_out=. --go-ttrpc_opt=paths=source_relative guest.proto
+
+$(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-ttrpc: go.mod
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ google.golang.org/protobuf/cmd/protoc-gen-go github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc
+	@touch $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-ttrpc
+
+## check-generate: fail if generated code is not what `make generate` makes
+.PHONY: check-generate
+check-generate:
+	@before=$$(cat api/guest/*.pb.go | sha256sum); $(MAKE) --no-print-directory generate; \
+	[ "$$before" = "$$(cat api/guest/*.pb.go | sha256sum)" ] || { echo "api/guest: generated code was out of date; commit what is there now"; exit 1; }
+
+## clean: remove bin/
+.PHONY: clean
+clean:
+	rm -rf $(BIN)
