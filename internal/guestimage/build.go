@@ -53,7 +53,12 @@ func Build(ctx context.Context, o Options) error {
 	if err := replaceable(dir); err != nil {
 		return err
 	}
-	content, err := assemble(ctx, o, newApt(o.Cache, o.Progress))
+	source, err := newApt(o.Cache, o.Progress)
+	if err != nil {
+		return err
+	}
+	defer source.close()
+	content, err := assemble(ctx, o, source)
 	if err != nil {
 		return fmt.Errorf("build the guest image: %w", err)
 	}

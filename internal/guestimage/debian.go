@@ -36,10 +36,33 @@ type apt struct {
 	cache    string
 	progress io.Writer
 	files    map[string]string // by SHA-256
+	// work is a directory in cache for what apt itself writes, so that what is in cache is always whole.
+	work string
 }
 
-func newApt(cache string, progress io.Writer) *apt {
-	return &apt{cache: cache, progress: progress, files: make(map[string]string)}
+func newApt(cache string, progress io.Writer) (*apt, error) {
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return nil, fmt.Errorf("make the package cache: %w", err)
+	}
+	work, err := os.MkdirTemp(cache, "apt-*")
+	if err != nil {
+		return nil, fmt.Errorf("make room in the package cache: %w", err)
+	}
+	return &apt{cache: cache, progress: progress, files: make(map[string]string), work: work}, nil
+}
+
+// close removes what apt wrote besides packages.
+func (a *apt) close() { os.RemoveAll(a.work) }
+
+// run runs one of apt's programs in its work directory. On hosts that keep no index of the packages (containers, mostly) apt
+// would make it anew for each call, in a second or more, so the index is kept while this image is made.
+func (a *apt) run(ctx context.Context, program string, args ...string) ([]byte, error) {
+	options := []string{
+		"-o", "Dir::Cache::pkgcache=" + filepath.Join(a.work, "pkgcache.bin"),
+		"-o", "Dir::Cache::srcpkgcache=" + filepath.Join(a.work, "srcpkgcache.bin"),
+		"-o", "APT::Sandbox::User=root", // as root, apt would drop to a user who can't write here
+	}
+	return run(ctx, a.work, program, append(options, args...)...)
 }
 
 // packageName is Debian's rule for names (policy 5.6.7), which keeps options off apt's command line.
@@ -49,7 +72,7 @@ func (a *apt) depends(ctx context.Context, name string) ([]string, error) {
 	if !packageName.MatchString(name) {
 		return nil, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%q is no name of a Debian package", name))
 	}
-	out, err := run(ctx, "", "apt-cache", "depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks",
+	out, err := a.run(ctx, "apt-cache", "depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks",
 		"--no-replaces", "--no-enhances", "--", name)
 	if err != nil {
 		return nil, fmt.Errorf("look up what %s depends on: %w", name, err)
@@ -85,16 +108,7 @@ func (a *apt) fetch(ctx context.Context, name string) (Package, error) {
 	if !packageName.MatchString(name) {
 		return Package{}, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%q is no name of a Debian package", name))
 	}
-	if err := os.MkdirAll(a.cache, 0o755); err != nil {
-		return Package{}, fmt.Errorf("make the package cache: %w", err)
-	}
-	// apt writes into its working directory, so it gets one of its own: what is in the cache is then always whole.
-	dir, err := os.MkdirTemp(a.cache, "fetch-*")
-	if err != nil {
-		return Package{}, fmt.Errorf("make room in the package cache: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	out, err := run(ctx, dir, "apt-get", "download", "--print-uris", "--", name)
+	out, err := a.run(ctx, "apt-get", "download", "--print-uris", "--", name)
 	if err != nil {
 		return Package{}, fmt.Errorf(`look up the package %s (is the list of packages there? "apt-get update" fetches it): %w`, name, err)
 	}
@@ -108,18 +122,17 @@ func (a *apt) fetch(ctx context.Context, name string) (Package, error) {
 		return pkg, nil
 	}
 	fmt.Fprintf(a.progress, "fetch %s %s\n", pkg.Name, pkg.Version)
-	// As root, apt would drop to a user who can't write here.
-	if _, err := run(ctx, dir, "apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "--", name); err != nil {
+	if _, err := a.run(ctx, "apt-get", "download", "-qq", "--", name); err != nil {
 		return Package{}, fmt.Errorf("download the package %s: %w", name, err)
 	}
-	sum, err := sumFile(filepath.Join(dir, file))
+	sum, err := sumFile(filepath.Join(a.work, file))
 	if err != nil {
 		return Package{}, fmt.Errorf("download the package %s: %w", name, err)
 	}
 	if sum != pkg.SHA256 {
 		return Package{}, fmt.Errorf("download the package %s: its SHA-256 is %s instead of %s", name, sum, pkg.SHA256)
 	}
-	return pkg, os.Rename(filepath.Join(dir, file), target)
+	return pkg, os.Rename(filepath.Join(a.work, file), target)
 }
 
 // uriLine is a line of "apt-get download --print-uris": 'URI' file size SHA256:sum.
