@@ -2,18 +2,34 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
 	"bulkhead.dev/bulkhead/internal/config"
+	"bulkhead.dev/bulkhead/internal/guest/rpc"
 	"bulkhead.dev/bulkhead/internal/guestimage"
 	"bulkhead.dev/bulkhead/internal/rootfs"
 	"bulkhead.dev/bulkhead/internal/sandbox/sizing"
 	"bulkhead.dev/bulkhead/internal/vmm"
+	"bulkhead.dev/bulkhead/internal/volume"
+)
+
+const (
+	// protocol is the version of api/guest that this package speaks.
+	protocol = 1
+	// graceTimeout is what Stop gives the guest to end its containers and write its disks back.
+	graceTimeout = 10 * time.Second
+	// undoTimeout bounds what takes side effects back when the caller's own time is up.
+	undoTimeout = 30 * time.Second
+	// endGrace is how long the VMM may take to end with a reason of its own after the guest's channel broke.
+	endGrace = 2 * time.Second
 )
 
 // Deps is what a sandbox is built from. It is the node's, not the pod's.
@@ -50,117 +66,54 @@ type Spec struct {
 }
 
 // Sandbox is a running pod VM. Its methods may be called from several goroutines.
-type Sandbox struct{}
+type Sandbox struct {
+	deps Deps
+	spec Spec
+	host host
+	rec  *recorder
+	undo undoStack // what start made
+	net  *network  // nil without a network namespace
+	uid  *uidLock
+	// cgroup of the VMM, empty for the caller's.
+	cgroup string
 
-// Start starts the pod's VM and returns when its agent has configured it. On an error nothing is left on the host.
-// Cancelling ctx afterwards does not end the sandbox.
-//
-// Errors: ErrInvalidArgument for a Spec that can't be, ErrAlreadyExists when Dir holds another sandbox's record,
-// ErrFailedPrecondition for what the host lacks, ErrUnavailable when the guest died or did not answer in the configured
-// boot timeout (with the escaped end of its console), ErrResourceExhausted when no uid is free.
-func Start(ctx context.Context, deps Deps, spec Spec) (*Sandbox, error) {
-	return nil, errdefs.ErrNotImplemented
+	vm      vmm.VM
+	booted  time.Time // when the VM was started
+	channel *rpc.Host
+	agent   guestapi.AgentService
+	volumes *volume.Server
+	exports *exports
+	disks   *disks
+	streams atomic.Uint64 // the last id of a data stream that was given away
+	info    Info
+	events  chan Event
+
+	// life ends with the VM; what waits for the guest waits for it too.
+	life context.Context
+	end  context.CancelFunc
+	// done is closed when the VM has ended, after err was set.
+	done chan struct{}
+
+	stop sync.Mutex // one Stop at a time
+
+	mu         sync.Mutex
+	stopping   bool // Stop was called; no container is made any more
+	err        error
+	containers map[string]*container
+	made       int            // containers that were ever made, to name their mounts
+	creating   sync.WaitGroup // constructions under way; added to under mu while not stopping
 }
-
-// Cleanup undoes what Start and CreateContainer made for the sandbox whose record is in dir, after a crash of the
-// process that made it: it ends the VMM and removes taps, cgroup, uid lock, scratch files. It is idempotent; without a
-// record there is nothing to do. It must not be called while the process that started the sandbox lives.
-func Cleanup(ctx context.Context, cfg config.Config, dir string) error {
-	return errdefs.ErrNotImplemented
-}
-
-// ContainerSpec describes a container of the pod.
-type ContainerSpec struct {
-	// ID is unique in the pod: 1 to 128 characters of [a-zA-Z0-9_.-].
-	ID string
-	// Spec is the OCI spec as written for the host. It is not changed.
-	Spec *specs.Spec
-	// RootFS are the mounts that containerd handed over for the root file system.
-	RootFS []rootfs.Mount
-	// Terminal: stdin and stdout are the two directions of a pty, and Stderr must be false.
-	Terminal bool
-	// Stdin, Stdout, Stderr say which streams are wanted; the others are /dev/null.
-	Stdin, Stdout, Stderr bool
-}
-
-// ExecSpec describes a further process of a container.
-type ExecSpec struct {
-	// Container is the ID of a container whose init was started.
-	Container string
-	// ID is unique in the container, of the same form as a container's.
-	ID string
-	// Process is the OCI process; its Terminal field decides whether there is a pty.
-	Process *specs.Process
-	// Stdin, Stdout, Stderr say which streams are wanted; the others are /dev/null.
-	Stdin, Stdout, Stderr bool
-}
-
-// CreateContainer prepares the container's root file system, attaches its disks, serves its bind mounts and has the
-// guest create its init process, not started. On an error nothing is left of it.
-//
-// Errors: ErrAlreadyExists for an ID in use, ErrInvalidArgument for a spec that can't be, ErrNotImplemented for one that
-// asks for what a sandbox can't give (the text says what and why), ErrUnavailable once the VM has ended.
-func (s *Sandbox) CreateContainer(ctx context.Context, spec ContainerSpec) (*Process, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// CreateExec makes a further process of a running container known, not started. ErrNotFound for an unknown container.
-func (s *Sandbox) CreateExec(ctx context.Context, spec ExecSpec) (*Process, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Pid is a process in the guest.
-type Pid struct {
-	// PID in the guest, not on the host.
-	PID uint32
-	// Exec is the ID of the exec this process is, where it is one.
-	Exec string
-}
-
-// Pids lists the container's processes, at most 65536 of them.
-func (s *Sandbox) Pids(ctx context.Context, container string) ([]Pid, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Pause freezes the container's processes.
-func (s *Sandbox) Pause(ctx context.Context, container string) error { return errdefs.ErrNotImplemented }
-
-// Resume thaws them.
-func (s *Sandbox) Resume(ctx context.Context, container string) error {
-	return errdefs.ErrNotImplemented
-}
-
-// Update changes the container's limits inside the guest. The VM itself does not grow: a limit above the VM's memory is
-// accepted and can't be used up.
-func (s *Sandbox) Update(ctx context.Context, container string, resources *specs.LinuxResources) error {
-	return errdefs.ErrNotImplemented
-}
-
-// Stats reads the container's figures.
-func (s *Sandbox) Stats(ctx context.Context, container string) (*guestapi.StatsResponse, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Event is something that happened in the guest. Exactly one field is set.
-type Event struct {
-	OOM *OOM
-}
-
-// OOM tells that the guest's kernel killed a process of the container for want of memory.
-type OOM struct {
-	Container string
-}
-
-// Events delivers what happens in the guest, in order. The channel is closed when the sandbox has ended. A reader that
-// falls far behind loses events, oldest first.
-func (s *Sandbox) Events() <-chan Event { return nil }
 
 // Done is closed when the VM has ended, for whatever reason.
-func (s *Sandbox) Done() <-chan struct{} { return nil }
+func (s *Sandbox) Done() <-chan struct{} { return s.done }
 
 // Err says why the VM has ended: nil while it runs and when it was stopped by Stop, else an ErrUnavailable with the
 // reason and, where the guest died, the escaped end of its console.
-func (s *Sandbox) Err() error { return nil }
+func (s *Sandbox) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
 
 // Info is what is known about a running sandbox.
 type Info struct {
@@ -177,8 +130,159 @@ type Info struct {
 }
 
 // Info tells what runs.
-func (s *Sandbox) Info(ctx context.Context) (Info, error) { return Info{}, errdefs.ErrNotImplemented }
+func (s *Sandbox) Info(ctx context.Context) (Info, error) {
+	info := s.info
+	stats, err := s.vm.Stats(ctx)
+	if err != nil {
+		return Info{}, fmt.Errorf("sandbox %s: %w", s.spec.ID, err)
+	}
+	info.VM = stats
+	return info, nil
+}
 
 // Stop ends the pod: it gives the guest up to 10 seconds to end its containers and write its disks back, stops the VM
 // and undoes everything Start and CreateContainer made on the host. It is idempotent, and works when the VM has ended.
-func (s *Sandbox) Stop(ctx context.Context) error { return errdefs.ErrNotImplemented }
+// The graceful part ends early with ctx; the rest is done all the same.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	s.stop.Lock()
+	defer s.stop.Unlock()
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
+
+	s.shutdown(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	errs := []error{s.vm.Stop(ctx)}
+	// Every construction under way fails at its next step and undoes itself.
+	s.end()
+	s.creating.Wait()
+	for _, c := range s.list() {
+		errs = append(errs, c.discard(ctx))
+	}
+	errs = append(errs, s.undo.unwind(ctx))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", s.spec.ID, err)
+	}
+	return nil
+}
+
+// shutdown asks the guest to end. That it doesn't is no error: it is ended anyway.
+func (s *Sandbox) shutdown(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, graceTimeout)
+	defer cancel()
+	err := s.call(ctx, "shut down", func(ctx context.Context) error {
+		_, err := s.agent.Shutdown(ctx, &guestapi.Empty{})
+		return err
+	})
+	if err != nil && !errdefs.IsUnavailable(err) {
+		s.deps.Logger.WarnContext(ctx, "guest did not shut down", "sandbox", s.spec.ID, "error", err)
+	}
+}
+
+// call runs f, a call to the agent, with a context that ends with the VM too. When the VM has ended its error is the
+// reason of that.
+func (s *Sandbox) call(ctx context.Context, what string, f func(context.Context) error) error {
+	if err := s.ended(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	inner, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	err := f(inner)
+	if err == nil {
+		return nil
+	}
+	// A call that fails because the channel breaks is a moment earlier than the news that the VM has ended, and why.
+	select {
+	case <-s.channel.Done():
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+		}
+	default:
+	}
+	if reason := s.ended(); reason != nil {
+		return fmt.Errorf("%s: %w", what, reason)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
+// ended is nil while the VM runs, and else an ErrUnavailable with the reason.
+func (s *Sandbox) ended() error {
+	select {
+	case <-s.done:
+	default:
+		return nil
+	}
+	if err := s.Err(); err != nil {
+		return err
+	}
+	return fmt.Errorf("sandbox %s was stopped: %w", s.spec.ID, errdefs.ErrUnavailable)
+}
+
+// watch waits for the VM's end and announces it. A guest that breaks its channel is ended: nothing can be asked of it
+// any more.
+func (s *Sandbox) watch() {
+	ended := make(chan error, 1)
+	go func() { ended <- s.vm.Wait(context.Background()) }()
+	var reason error
+	select {
+	case reason = <-ended:
+	case <-s.channel.Done():
+		reason = s.endBroken(ended)
+	}
+	s.mu.Lock()
+	if reason != nil && !s.stopping {
+		s.err = fmt.Errorf("sandbox %s has ended: %w", s.spec.ID, withConsole(reason, s.vm))
+	}
+	s.mu.Unlock()
+	close(s.done)
+	s.end()
+	s.channel.Close()
+}
+
+// endBroken waits a moment for the VM to end by itself, and else ends it.
+func (s *Sandbox) endBroken(ended <-chan error) error {
+	select {
+	case reason := <-ended:
+		return reason
+	case <-time.After(endGrace):
+	}
+	reason := s.channel.Err()
+	if reason == nil {
+		reason = errors.New("it was closed")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	err := s.vm.Stop(ctx)
+	return errors.Join(fmt.Errorf("channel to the guest: %w", reason), err)
+}
+
+// list returns the containers there are.
+func (s *Sandbox) list() []*container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	return all
+}
+
+// withConsole makes reason an ErrUnavailable that shows what the guest's kernel said last. That is hostile, so it is cut and quoted.
+func withConsole(reason error, vm vmm.VM) error {
+	const most = 2 << 10
+	if !errdefs.IsUnavailable(reason) {
+		reason = fmt.Errorf("%w: %w", reason, errdefs.ErrUnavailable)
+	}
+	console, ok := vm.(vmm.Console)
+	if !ok {
+		return reason
+	}
+	tail := console.ConsoleTail()
+	if len(tail) > most {
+		tail = tail[len(tail)-most:]
+	}
+	return fmt.Errorf("%w; its console ends with %q", reason, tail)
+}
