@@ -87,8 +87,8 @@ type Process struct {
 	state     *os.ProcessState // valid once done is closed; nil if somebody else reaped the process
 }
 
-// Start starts the program and returns once it has been executed. Output becomes its standard output and error, files its
-// descriptors from FirstFD on; both stay the caller's. When a step fails, the error names it and nothing is left.
+// Start starts the program and returns once it has been executed. Output, if any, becomes its standard output and error, files
+// its descriptors from FirstFD on; both stay the caller's. When a step fails, the error names it and nothing is left.
 func Start(ctx context.Context, config Config, output *os.File, files []*os.File) (*Process, error) {
 	if err := config.check(); err != nil {
 		return nil, err
@@ -110,9 +110,10 @@ func Start(ctx context.Context, config Config, output *os.File, files []*os.File
 		Args:       []string{roleName},
 		Env:        []string{},
 		Dir:        "/",
-		Stdout:     output,
-		Stderr:     output,
 		ExtraFiles: append([]*os.File{memfd, statusWriter}, files...),
+	}
+	if output != nil {
+		cmd.Stdout, cmd.Stderr = output, output
 	}
 	p, err := launch(cmd)
 	if err != nil {

@@ -57,7 +57,11 @@ type fakeVM struct {
 	reason error // why; nil when stopped
 	next   int   // LUN that is tried next
 	disks  map[vmm.Address]FakeDisk
+
+	console string // its last consoleSize bytes
 }
+
+const consoleSize = 64 << 10
 
 // fakeLUNs is how many disks a fake VM can have at once.
 const fakeLUNs = 255
@@ -91,6 +95,8 @@ func (f *Fake) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 		ended:  make(chan struct{}),
 		served: make(chan struct{}),
 		disks:  make(map[vmm.Address]FakeDisk),
+
+		console: "this guest is a fake\n",
 	}
 	vm.host, vm.peer = net.Pipe()
 	f.mu.Lock()
@@ -167,6 +173,14 @@ func (g *FakeGuest) Disks() map[vmm.Address]FakeDisk {
 	return maps.Clone(g.vm.disks)
 }
 
+// Print adds to what the VM's ConsoleTail returns.
+func (g *FakeGuest) Print(text string) {
+	g.vm.mu.Lock()
+	defer g.vm.mu.Unlock()
+	g.vm.console += text
+	g.vm.console = g.vm.console[max(0, len(g.vm.console)-consoleSize):]
+}
+
 // Panic ends the VM the way a crash of the guest's kernel does.
 func (g *FakeGuest) Panic() {
 	g.vm.end(fmt.Errorf("VM %s: guest kernel panicked or rebooted: %w", g.vm.spec.ID, errdefs.ErrUnavailable))
@@ -220,7 +234,7 @@ func (vm *fakeVM) AddDisk(ctx context.Context, disk vmm.Disk) (vmm.Address, erro
 // freeAddress gives addresses away round-robin, as drivers do. vm.mu is held.
 func (vm *fakeVM) freeAddress() (vmm.Address, error) {
 	for range fakeLUNs {
-		at := vmm.Address("scsi:" + strconv.Itoa(vm.next))
+		at := address(vm.next)
 		vm.next = (vm.next + 1) % fakeLUNs
 		if _, taken := vm.disks[at]; !taken {
 			return at, nil
@@ -282,7 +296,11 @@ func (vm *fakeVM) Stats(context.Context) (vmm.Stats, error) {
 }
 
 // ConsoleTail implements [vmm.Console].
-func (vm *fakeVM) ConsoleTail() string { return "this guest is a fake\n" }
+func (vm *fakeVM) ConsoleTail() string {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.console
+}
 
 // end ends the VM once, with the reason that Wait returns.
 func (vm *fakeVM) end(reason error) {
@@ -307,6 +325,16 @@ func (vm *fakeVM) end(reason error) {
 
 func (vm *fakeVM) gone(doing string) error {
 	return fmt.Errorf("%s VM %s: it has ended: %w", doing, vm.spec.ID, errdefs.ErrUnavailable)
+}
+
+func address(lun int) vmm.Address { return vmm.Address("scsi:" + strconv.Itoa(lun)) }
+
+func parseAddress(at vmm.Address) (lun int, err error) {
+	number, ok := strings.CutPrefix(string(at), "scsi:")
+	if lun, err = strconv.Atoi(number); !ok || err != nil {
+		return 0, fmt.Errorf("address %q is not scsi:LUN", at)
+	}
+	return lun, nil
 }
 
 var idPattern = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
