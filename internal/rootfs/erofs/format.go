@@ -2,7 +2,9 @@ package erofs
 
 import (
 	"encoding/binary"
+	"errors"
 	"hash/crc32"
+	"io"
 
 	"golang.org/x/sys/unix"
 )
@@ -154,4 +156,20 @@ func appendDir(b []byte, entries []dirent) []byte {
 		}
 	}
 	return b
+}
+
+// ErrNotEROFS says that a file does not begin as an image does.
+var ErrNotEROFS = errors.New("not an EROFS image")
+
+// Check looks whether a file begins as an image does. It is a guard against mistakes: whoever mounts an image has to be
+// safe against all of its contents.
+func Check(r io.ReaderAt) error {
+	var magic [4]byte
+	if _, err := r.ReadAt(magic[:], superOffset); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if binary.LittleEndian.Uint32(magic[:]) != superMagic {
+		return ErrNotEROFS
+	}
+	return nil
 }
