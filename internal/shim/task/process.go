@@ -1,0 +1,238 @@
+package task
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bulkhead.dev/bulkhead/internal/sandbox"
+	"bulkhead.dev/bulkhead/internal/shim/stdio"
+)
+
+const (
+	// drainPatience is how long a client may take none of an ended process's output before the exit is told without it.
+	drainPatience = 10 * time.Second
+	// execPatience is how long the exit of an init waits for those of its execs.
+	execPatience = 10 * time.Second
+	// oomPatience is how long a kill waits for the event that explains it; the two come from the guest on different ways.
+	oomPatience = 200 * time.Millisecond
+	// killPatience is how long a guest may take to send SIGKILL to a lone container, before its VM is stopped instead.
+	killPatience = 10 * time.Second
+)
+
+const (
+	// statusKilled is the exit status of a process whose VM has ended.
+	statusKilled = 128 + uint32(unix.SIGKILL)
+	// statusUnknown is that of a process of which the guest can't say any more how it ended.
+	statusUnknown = 255
+)
+
+// process is the init or an exec of a container.
+type process struct {
+	container *container
+	exec      string // empty: the init
+	guest     Process
+	io        *stdio.Set
+
+	// op is held while the process is started, paused, resumed, deleted, or killed before its start; in front of mu.
+	op sync.Mutex
+
+	mu     sync.Mutex
+	state  state        // guarded by mu
+	killed bool         // guarded by mu: SIGKILL was sent through us
+	exit   sandbox.Exit // guarded by mu; valid in stopped and deleted
+
+	ended chan struct{} // closed after stopped was reached and the exit published
+}
+
+func newProcess(c *container, exec string, guest Process, io *stdio.Set) *process {
+	p := &process{container: c, exec: exec, guest: guest, io: io, ended: make(chan struct{})}
+	io.Attach(guest.Stdin(), guest.Stdout(), guest.Stderr())
+	return p
+}
+
+// String names the process in errors.
+func (p *process) String() string {
+	if p.exec == "" {
+		return "container " + p.container.id
+	}
+	return "exec " + p.exec + " of container " + p.container.id
+}
+
+// id is how containerd's exit event names it.
+func (p *process) id() string {
+	if p.exec == "" {
+		return p.container.id
+	}
+	return p.exec
+}
+
+func (p *process) now() (state, sandbox.Exit) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state, p.exit
+}
+
+// move changes the state, if that is a legal move.
+func (p *process) move(next state) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.state.check(next, p.String()); err != nil {
+		return err
+	}
+	p.state = next
+	return nil
+}
+
+// start starts the process and, once its start is published, watches for its end. The outcome is always definite: a client
+// that goes away doesn't leave a process between created and running.
+func (p *process) start(ctx context.Context) error {
+	p.op.Lock()
+	defer p.op.Unlock()
+	if now, _ := p.now(); now != created {
+		return fmt.Errorf("%s is %s and can't be started: %w", p, now, errdefs.ErrFailedPrecondition)
+	}
+	leave, err := p.container.enter(p)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if _, err := p.guest.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start %s: %w", p, err)
+	}
+	if err := p.move(running); err != nil {
+		return err // can't be: op is held
+	}
+	pid := p.container.pod.pid
+	if p.exec == "" {
+		p.container.events.Publish(&events.TaskStart{ContainerID: p.container.id, Pid: pid})
+	} else {
+		p.container.events.Publish(&events.TaskExecStarted{ContainerID: p.container.id, ExecID: p.exec, Pid: pid})
+	}
+	go p.watch()
+	return nil
+}
+
+// watch waits for the end of a started process and tells it, in containerd's order.
+func (p *process) watch() {
+	exit, err := p.guest.Wait(context.Background())
+	if err != nil {
+		exit = p.container.lost(p, err)
+	}
+	p.io.Drain(context.Background(), drainPatience)
+	if p.exec == "" {
+		p.mu.Lock()
+		explained := p.killed || exit.Status != statusKilled
+		p.mu.Unlock()
+		p.container.settle(explained)
+	}
+	p.end(exit)
+}
+
+// end publishes the exit and makes the process stopped. A second call does nothing.
+func (p *process) end(exit sandbox.Exit) {
+	if exit.At.IsZero() {
+		exit.At = time.Now()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state.check(stopped, "") != nil {
+		return
+	}
+	p.container.events.Publish(&events.TaskExit{
+		ContainerID: p.container.id,
+		ID:          p.id(),
+		Pid:         p.container.pod.pid,
+		ExitStatus:  exit.Status,
+		ExitedAt:    timestamppb.New(exit.At),
+	})
+	p.state, p.exit = stopped, exit
+	close(p.ended)
+}
+
+// abandon ends a process that was never started, because its VM has ended.
+func (p *process) abandon() {
+	p.op.Lock()
+	defer p.op.Unlock()
+	if now, _ := p.now(); now == created {
+		p.end(sandbox.Exit{Status: statusKilled})
+	}
+}
+
+// wait returns the exit of the process.
+func (p *process) wait(ctx context.Context) (sandbox.Exit, error) {
+	select {
+	case <-p.ended:
+		_, exit := p.now()
+		return exit, nil
+	case <-ctx.Done():
+		return sandbox.Exit{}, fmt.Errorf("wait for %s: %w", p, ctx.Err())
+	}
+}
+
+// kill sends a signal. A process that has ended is ErrNotFound, which is what containerd's clients take for success.
+func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
+	if done, err := p.killCreated(signal); done || err != nil {
+		return err
+	}
+	if now, _ := p.now(); now == stopped || now == deleted {
+		return fmt.Errorf("signal %d to %s, which is %s: process already finished: %w", signal, p, now, errdefs.ErrNotFound)
+	}
+	if signal == uint32(unix.SIGKILL) {
+		p.mu.Lock()
+		p.killed = true
+		p.mu.Unlock()
+	}
+	if err := p.guest.Signal(ctx, signal, all); err != nil {
+		return fmt.Errorf("signal %d to %s: %w", signal, p, err)
+	}
+	return nil
+}
+
+// killCreated ends an init that was not started. It reports whether that was so.
+func (p *process) killCreated(signal uint32) (bool, error) {
+	if now, _ := p.now(); now != created {
+		return false, nil
+	}
+	p.op.Lock() // a start that is going on comes first
+	defer p.op.Unlock()
+	if now, _ := p.now(); now != created {
+		return false, nil
+	}
+	if p.exec != "" || !ends(signal) {
+		return false, fmt.Errorf("signal %d to %s, which is not started: %w", signal, p, errdefs.ErrFailedPrecondition)
+	}
+	p.end(sandbox.Exit{Status: 128 + signal})
+	return true, nil
+}
+
+// delete forgets a process that has ended or was never started.
+func (p *process) delete(ctx context.Context) (sandbox.Exit, error) {
+	p.op.Lock()
+	defer p.op.Unlock()
+	now, exit := p.now()
+	if err := now.check(deleted, p.String()); err != nil {
+		return exit, err
+	}
+	if err := p.guest.Delete(ctx); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
+		return exit, fmt.Errorf("delete %s: %w", p, err)
+	}
+	p.io.Close()
+	return exit, p.move(deleted)
+}
+
+func (p *process) resize(ctx context.Context, width, height uint32) error {
+	if !p.io.Names().Terminal {
+		return fmt.Errorf("resize %s, which has no terminal: %w", p, errdefs.ErrFailedPrecondition)
+	}
+	if err := p.guest.Resize(ctx, width, height); err != nil {
+		return fmt.Errorf("resize the terminal of %s: %w", p, err)
+	}
+	return nil
+}
