@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,6 +38,7 @@ type Info struct {
 // Write writes an image of the tree beneath dir, an open directory, into out, an empty file. It can be cancelled. What
 // is in out after an error is of no use. Write does not sync.
 func Write(ctx context.Context, out, dir *os.File, options Options) (Info, error) {
+	defer runtime.KeepAlive(dir) // only its number is used below
 	s, err := scan(ctx, dir, options)
 	if err != nil {
 		return Info{}, err
