@@ -12,7 +12,8 @@ import (
 const AgentPort = "bulkhead.agent"
 
 const (
-	scsiBus = "scsi0.0"
+	scsiBus     = "scsi0.0"
+	agentDevice = "agent0"
 
 	// translationBufferMiB is what emulation may use for translated code, per VM. Half of it takes half again as long to boot.
 	translationBufferMiB = 32
@@ -51,7 +52,7 @@ func arguments(spec vmm.Spec, fds descriptors) []string {
 
 	a.virtio("virtio-serial-pci", "id=serial0,max_ports=2")
 	a.add("-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fds.agent))
-	a.add("-device", "virtserialport,bus=serial0.0,nr=1,chardev=agent,name="+AgentPort)
+	a.add("-device", "virtserialport,id="+agentDevice+",bus=serial0.0,nr=1,chardev=agent,name="+AgentPort)
 	a.virtio("virtio-scsi-pci", "id=scsi0,num_queues=1")
 	for i, nic := range spec.NICs {
 		a.add("-netdev", fmt.Sprintf("tap,id=net%d,fd=%d,vhost=off", i, fds.taps[i]))

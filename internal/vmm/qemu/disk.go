@@ -36,11 +36,11 @@ type disks struct {
 
 // diskState is what has been made for a disk so far, for undoing it.
 type diskState struct {
-	name     string // of the device and the block node
-	fdset    int64
-	hasFD    bool
-	hasNode  bool
-	hasDisk  bool
+	name    string // of the device and the block node
+	fdset   int64
+	hasFD   bool
+	hasNode bool
+	hasDisk bool
 
 	// Guarded by disks.mu; the others belong to the one call that adds or removes the disk.
 	ready    bool // AddDisk has returned it

@@ -127,10 +127,18 @@ func (vm *machine) explain(state *os.ProcessState) error {
 	default:
 		what = fmt.Sprintf("the VMM ended with code %d", state.ExitCode())
 	}
-	if said := lastLines(quote.String(), quotedConsole); said != "" {
+	if said := lastWords(quote.String()); said != "" {
 		what += fmt.Sprintf("; %s said %q", name, said)
 	}
 	return fmt.Errorf("VM %s: %s: %w", vm.id, what, errdefs.ErrUnavailable)
+}
+
+// lastWords returns what is worth quoting: from a kernel's last panic on, if there is one, else the end.
+func lastWords(text string) string {
+	if at := strings.LastIndex(text, "Kernel panic - "); at >= 0 {
+		return strings.TrimSpace(text[at:min(len(text), at+quotedConsole)])
+	}
+	return lastLines(text, quotedConsole)
 }
 
 // Dial implements [vmm.VM].

@@ -35,15 +35,17 @@ const (
 // A guest may have taken over the process at the other end. What it sends is bounded, what nobody asked for is dropped, and
 // what is no message ends the connection.
 type qmp struct {
-	conn  *net.UnixConn
-	ready chan struct{} // closed when the greeting has come
-	done  chan struct{} // closed when no more messages come
+	conn   *net.UnixConn
+	ready  chan struct{} // closed when the greeting has come
+	opened chan struct{} // closed when the guest has opened the agent's channel
+	done   chan struct{} // closed when no more messages come
 
 	fds   sync.Mutex // held from sending a descriptor to the answer: QEMU keeps the last one only
 	write sync.Mutex // held while writing to conn
 
 	mu       sync.Mutex
 	greeted  bool
+	isOpen   bool                     // opened is closed
 	last     uint64                   // id of the last command
 	answers  map[uint64]chan qmpReply // commands that wait
 	deleted  map[string]chan struct{} // devices whose end is waited for
@@ -61,6 +63,8 @@ type qmpReply struct {
 	Data   struct {
 		Device string `json:"device"`
 		Reason string `json:"reason"`
+		ID     string `json:"id"`
+		Open   bool   `json:"open"`
 	} `json:"data"`
 }
 
@@ -80,6 +84,7 @@ func newQMP(conn *net.UnixConn) *qmp {
 	q := &qmp{
 		conn:    conn,
 		ready:   make(chan struct{}),
+		opened:  make(chan struct{}),
 		done:    make(chan struct{}),
 		answers: make(map[uint64]chan qmpReply),
 		deleted: make(map[string]chan struct{}),
@@ -129,6 +134,11 @@ func (q *qmp) dispatch(m qmpReply) {
 		if waiting, ok := q.deleted[m.Data.Device]; ok {
 			delete(q.deleted, m.Data.Device)
 			close(waiting)
+		}
+	case m.Event == "VSERPORT_CHANGE":
+		if m.Data.ID == agentDevice && m.Data.Open && !q.isOpen {
+			q.isOpen = true
+			close(q.opened)
 		}
 	case m.Event == "SHUTDOWN":
 		q.shutdown = clip(m.Data.Reason)
