@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -192,9 +194,35 @@ func (c *container) processes() []*Process {
 	return all
 }
 
+// scratchName is the scratch disk's file in a snapshot's writable directory.
+const scratchName = ".bulkhead-scratch"
+
 func (c *container) prepareRoot(ctx context.Context) (err error) {
+	if err := removeStale(c.spec.RootFS); err != nil {
+		return err
+	}
 	c.root, err = c.sandbox.host.prepare(ctx, c.spec.RootFS)
 	return err
+}
+
+// removeStale removes a scratch disk that was left when the host went down, and its record with it. Seen as the
+// container's own file it would become a layer. A snapshot has one container, so it is nobody else's.
+func removeStale(mounts []rootfs.Mount) error {
+	for _, m := range mounts {
+		if m.Type == "bind" && !slices.Contains(m.Options, "ro") && filepath.IsAbs(m.Source) {
+			if err := removeIfThere(filepath.Join(m.Source, scratchName)); err != nil {
+				return err
+			}
+		}
+		for _, o := range m.Options {
+			if upper, ok := strings.CutPrefix(o, "upperdir="); ok && filepath.IsAbs(upper) {
+				if err := removeIfThere(filepath.Join(upper, scratchName)); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func (c *container) closeRoot(context.Context) error { return c.root.Close() }
@@ -222,17 +250,14 @@ func (c *container) attachDisks(ctx context.Context) error {
 	return nil
 }
 
-// needsScratch: a view that containerd gave without a writable directory, and a root that is read-only anyway, have
-// nowhere to write to; where both say so the guest mounts it read-only.
-func (c *container) needsScratch() bool {
-	return !c.guest.Spec.Root.Readonly || c.root.Upper != ""
-}
+// needsScratch: nothing is written to a root that is read-only.
+func (c *container) needsScratch() bool { return !c.guest.Spec.Root.Readonly }
 
 // scratchPath is in the snapshot's writable directory, where containerd's usage of the snapshot, and so the kubelet's
 // accounting of ephemeral storage, sees what the file takes. Without one it is in the sandbox's own directory.
 func (c *container) scratchPath() string {
 	if c.root.Upper != "" {
-		return filepath.Join(c.root.Upper, ".bulkhead-scratch")
+		return filepath.Join(c.root.Upper, scratchName)
 	}
 	return filepath.Join(c.sandbox.spec.Dir, "scratch-"+c.spec.ID)
 }

@@ -3,12 +3,14 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"os"
 
 	"github.com/containerd/errdefs"
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
 	"bulkhead.dev/bulkhead/internal/cgroup"
+	"bulkhead.dev/bulkhead/internal/netdev"
 	"bulkhead.dev/bulkhead/internal/rootfs"
 	"bulkhead.dev/bulkhead/internal/vmm"
 )
@@ -50,7 +52,7 @@ func realHost(deps Deps) host {
 		},
 		removeCgroup:  removeCgroup,
 		attach:        attach,
-		detach:        detach,
+		detach:        netdev.Detach,
 		prepare:       deps.Cache.Prepare,
 		createScratch: rootfs.CreateScratch,
 		after:         func(string) error { return nil },
@@ -68,6 +70,43 @@ func removeCgroup(path string) error {
 	return errors.Join(c.Kill(), c.Remove())
 }
 
-func attach(string) (*network, error) { return nil, errdefs.ErrNotImplemented }
+func attach(netns string) (*network, error) {
+	link, err := netdev.Attach(netns)
+	if err != nil {
+		return nil, err
+	}
+	n := &network{nics: link.NICs, close: link.Close}
+	for _, i := range link.Interfaces {
+		made := &guestapi.Interface{Name: i.Name, Mac: i.MAC.String(), Mtu: uint32(i.MTU)}
+		for _, a := range i.Addresses {
+			made.Addresses = append(made.Addresses, a.String())
+		}
+		n.interfaces = append(n.interfaces, made)
+	}
+	for _, r := range link.Routes {
+		n.routes = append(n.routes, &guestapi.Route{
+			Destination: destination(r.Destination), Gateway: address(r.Gateway), Source: address(r.Source), Interface: r.Interface,
+			Scope: uint32(r.Scope), Ipv6: r.Destination.Addr().Is6(), Onlink: r.OnLink, Metric: r.Metric,
+		})
+	}
+	for _, e := range link.Neighbours {
+		n.neighbours = append(n.neighbours, &guestapi.Neighbour{Address: e.Address.String(), Mac: e.MAC.String(), Interface: e.Interface})
+	}
+	return n, nil
+}
 
-func detach(string) error { return nil }
+// destination is empty for a default route, as the guest has it.
+func destination(p netip.Prefix) string {
+	if p.Bits() == 0 {
+		return ""
+	}
+	return p.String()
+}
+
+// address is empty for none.
+func address(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}

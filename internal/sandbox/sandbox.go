@@ -22,8 +22,6 @@ import (
 )
 
 const (
-	// protocol is the version of api/guest that this package speaks.
-	protocol = 1
 	// graceTimeout is what Stop gives the guest to end its containers and write its disks back.
 	graceTimeout = 10 * time.Second
 	// undoTimeout bounds what takes side effects back when the caller's own time is up.

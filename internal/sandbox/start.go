@@ -260,7 +260,11 @@ func (s *Sandbox) bootCall(ctx context.Context, what string, f func(context.Cont
 	inner, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := s.call(inner, what, f)
-	if err != nil && s.ended() == nil && ctx.Err() == nil && inner.Err() != nil {
+	// The guest is told the deadline, and may be the first to notice it; it may be the caller's, too.
+	ours, _ := inner.Deadline()
+	callers, has := ctx.Deadline()
+	late := errors.Is(err, context.DeadlineExceeded) && (!has || callers.After(ours))
+	if late && s.ended() == nil {
 		reason := fmt.Errorf("the guest did not answer within %s (key guest.boot_timeout): %w", timeout, errdefs.ErrUnavailable)
 		return fmt.Errorf("%s: %w", what, withConsole(reason, s.vm))
 	}
@@ -269,12 +273,12 @@ func (s *Sandbox) bootCall(ctx context.Context, what string, f func(context.Cont
 
 func (s *Sandbox) sayHello(ctx context.Context) error {
 	return s.bootCall(ctx, "wait for the guest's agent", func(ctx context.Context) error {
-		answer, err := s.agent.Hello(ctx, &guestapi.HelloRequest{Protocol: protocol})
+		answer, err := s.agent.Hello(ctx, &guestapi.HelloRequest{Protocol: guestapi.Version})
 		if err != nil {
 			return err
 		}
-		if answer.Protocol != protocol {
-			return fmt.Errorf("the guest speaks version %d of the protocol, not %d: %w", answer.Protocol, protocol, errdefs.ErrFailedPrecondition)
+		if answer.Protocol != guestapi.Version {
+			return fmt.Errorf("the guest speaks version %d of the protocol, not %d: %w", answer.Protocol, guestapi.Version, errdefs.ErrFailedPrecondition)
 		}
 		s.info = Info{
 			KernelRelease:        bounded(answer.KernelRelease),
