@@ -14,6 +14,9 @@ import (
 // configFile is where a configuration that containerd sends as text is kept in the bundle.
 const configFile = "bulkhead.toml"
 
+// IsOptions says whether a value is of the known type of runtime options.
+func IsOptions(value *anypb.Any) bool { return value.MessageIs(&runtimeoptions.Options{}) }
+
 // ConfigPath returns the configuration file that containerd's runtime options name; "" for no options. The known type is
 // runtimeoptions.v1.Options, which containerd makes of [...runtimes.NAME.options] for every runtime that is not its own: with
 // ConfigPath, the path of a file; with anything else, the text of a file, which is written into the bundle.
