@@ -102,17 +102,17 @@ func runProgram(ctx context.Context, name string, args ...string) ([]byte, error
 // Examine runs all checks, in the order in which one would repair what they find.
 func Examine(ctx context.Context, h Host) Report {
 	r := Report{Ready: true, Isolation: IsolationNone}
-	checks := []func(context.Context) Check{
-		h.user, h.vmm, h.guestImage, h.memory, h.disk, h.cgroup, h.tun, h.trafficControl,
-		h.overlay, h.fuse, h.erofs, h.mkfsExt4, h.mkfsErofs, h.containerd, h.shim, h.containerdRuntime,
-	}
-	for _, check := range checks {
+	// Isolation is what people come here for, so it stands first; the two that it is found out with come before.
+	qemu, image := h.vmm(ctx), h.guestImage(ctx)
+	var kvm Check
+	kvm, r.Isolation = h.acceleration(ctx, qemu.Status != Missing && image.Status != Missing)
+	r.Checks = []Check{kvm, h.user(ctx), qemu, image}
+	for _, check := range []func(context.Context) Check{
+		h.memory, h.disk, h.cgroup, h.tun, h.trafficControl, h.overlay, h.fuse, h.erofs, h.mkfsExt4, h.mkfsErofs,
+		h.containerd, h.shim, h.containerdRuntime,
+	} {
 		r.Checks = append(r.Checks, check(ctx))
 	}
-	kvm, isolation := h.acceleration(ctx)
-	r.Isolation = isolation
-	// Isolation is what people come here for, so it stands at the top, though it is found out last.
-	r.Checks = append([]Check{kvm}, r.Checks...)
 	for _, c := range r.Checks {
 		r.Ready = r.Ready && c.Status != Missing
 	}

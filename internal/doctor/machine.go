@@ -22,9 +22,13 @@ import (
 // NotIsolation is said wherever emulation is reported.
 const NotIsolation = "THIS IS NOT ISOLATION: emulation is no security boundary; run only code you trust"
 
-// acceleration asks for the truth about KVM: a guest is booted, because /dev/kvm can be there and not run one.
-func (h Host) acceleration(ctx context.Context) (check Check, isolation string) {
+// acceleration asks for the truth about KVM: a guest is booted, because /dev/kvm can be there and not run one. Bootable says
+// that there is a VMM and a guest for that.
+func (h Host) acceleration(ctx context.Context, bootable bool) (check Check, isolation string) {
 	const name = "kvm"
+	if !bootable {
+		return missing(name, "not known: only a guest that boots can tell", "repair qemu and guest image, then run this again"), IsolationNone
+	}
 	fix := `run on a machine with VT-x or AMD-V turned on in the firmware, or in a VM with nested virtualization; ` +
 		`"modprobe kvm_intel" or "modprobe kvm_amd" loads the driver`
 	acceleration, warning, err := h.Accelerate(ctx)

@@ -62,7 +62,7 @@ func TestBuildFromPackages(t *testing.T) {
 	}
 	t.Logf("modules: %v", m.Modules)
 	t.Logf("libraries: %v", m.Libraries)
-	entries, err := readCPIO(read(images[0].Initramfs))
+	entries, err := unpackInitramfs(read(images[0].Initramfs))
 	if err != nil {
 		t.Fatal(err)
 	}

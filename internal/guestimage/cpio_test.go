@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
 
@@ -60,6 +61,20 @@ func readCPIO(data []byte) ([]entry, error) {
 		}
 		entries = append(entries, e)
 	}
+}
+
+// unpackInitramfs is the inverse of pack.
+func unpackInitramfs(data []byte) ([]entry, error) {
+	decoder, err := zstd.NewReader(nil, zstd.WithDecoderMaxWindow(window))
+	if err != nil {
+		return nil, err
+	}
+	defer decoder.Close()
+	plain, err := decoder.DecodeAll(data, nil)
+	if err != nil {
+		return nil, err
+	}
+	return readCPIO(plain)
 }
 
 var sameEntry = cmp.Comparer(func(a, b entry) bool {

@@ -5,7 +5,7 @@
 //
 //	packages ── tar ── tree ─┬─ vmlinuz ──────────────────────────────► kernel
 //	(apt-get download)       ├─ modules: wanted + what they depend on ─┐
-//	                         └─ crun + the libraries that it needs ────┼─► initramfs (newc)
+//	                         └─ crun + the libraries that it needs ────┼─► initramfs (newc, zstd)
 //	bulkhead-guest ────────────────────────────────────────────────────┘
 //	                                                                       manifest.json
 //
