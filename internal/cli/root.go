@@ -32,6 +32,7 @@ func commands() []func() *cobra.Command {
 		newDoctorCommand,
 		newGuestCommand,
 		newImageCommand,
+		newDemoCommand,
 		newConfigCommand,
 		newVersionCommand,
 	}
