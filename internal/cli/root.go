@@ -23,7 +23,7 @@ import (
 	"bulkhead.dev/bulkhead/internal/config"
 )
 
-//go:generate go test -run TestReference -update .
+//go:generate go test -run TestReference . -update
 
 // commands lists the commands below "bulkhead", in the order of the help. A new one is a file of its own with a constructor,
 // and a line here.

@@ -84,10 +84,22 @@ type Host struct {
 // This is the host that this process runs on, with the system's containerd.
 func This(cfg config.Config, accelerate func(context.Context) (vmm.Acceleration, string, error)) Host {
 	return Host{
-		Root: "/", UID: os.Geteuid(), Config: cfg, LookPath: exec.LookPath, Run: runProgram,
+		Root: "/", UID: os.Geteuid(), Config: cfg, LookPath: lookPath, Run: runProgram,
 		Accelerate: accelerate, TrafficControl: tryTrafficControl, FreeBytes: freeBytes,
 		ContainerdConfig: "/etc/containerd/config.toml", Containerd: "containerd",
 	}
+}
+
+// lookPath also looks where distributions keep programs for root, which is on root's PATH only.
+func lookPath(name string) (string, error) {
+	found, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin", "/sbin"} {
+		if err == nil {
+			break
+		}
+		found, err = exec.LookPath(filepath.Join(dir, name))
+	}
+	return found, err
 }
 
 // programTimeout bounds a program that only prints its version.
