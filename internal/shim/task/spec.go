@@ -2,8 +2,10 @@ package task
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +32,9 @@ const maxSpec = 16 << 20
 // ReadSpec reads the OCI spec in a bundle.
 func ReadSpec(bundle string) (*specs.Spec, error) {
 	f, err := os.Open(filepath.Join(bundle, "config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the spec of bundle %s: %w: %w", bundle, err, errdefs.ErrNotFound)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the spec of bundle %s: %w", bundle, err)
 	}
