@@ -15,7 +15,7 @@ export CGO_ENABLED := 0
 export PATH := $(BIN):$(PATH)
 # Where the upper test tiers find what `make bin` and `make guest` made.
 export BULKHEAD_TEST_BIN   := $(BIN)
-export BULKHEAD_TEST_GUEST := $(STATE)/guest
+export BULKHEAD_GUEST_DIR  := $(STATE)/guest
 
 MODULES  := . kube test tools
 GOBUILD  := $(GO) build -trimpath -ldflags "-s -w"
@@ -94,7 +94,7 @@ unit:
 
 ## root: run the tests that need root: mounts, taps, cgroups, processes
 .PHONY: root
-root: packages
+root: packages bin-containerd
 	@$(TESTTIER) root
 
 ## vm: run the tests that boot VMs under a real containerd

@@ -80,7 +80,7 @@ func openNetNS(path string) (*os.File, error) {
 		file.Close()
 		return nil, fmt.Errorf("ask for its file system: %w", err)
 	}
-	if int64(fs.Type) != unix.NSFS_MAGIC {
+	if fs.Type != unix.NSFS_MAGIC {
 		file.Close()
 		return nil, fmt.Errorf("what is there is a file: %w", errNoNetNS)
 	}

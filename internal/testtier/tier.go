@@ -85,9 +85,9 @@ func vmReady(env environment) error {
 		}
 	}
 	for path, target := range map[string]string{
-		filepath.Join(env.Bin, "containerd"):                 "make bin",
+		filepath.Join(env.Bin, "containerd"):                  "make bin",
 		filepath.Join(env.Bin, "containerd-shim-bulkhead-v2"): "make bin",
-		filepath.Join(env.Guest, "manifest.json"):            "make guest",
+		filepath.Join(env.Guest, "manifest.json"):             "make guest",
 	} {
 		if _, err := os.Stat(path); err != nil {
 			return fmt.Errorf("%w: run %s", err, target)
