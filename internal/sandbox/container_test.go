@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -314,6 +315,60 @@ func TestReadOnlyRoot(t *testing.T) {
 	made := w.agent.Requests("CreateContainer")[0].(*guestapi.CreateContainerRequest)
 	if made.Rootfs.Scratch != nil || len(w.disks()) != 2 {
 		t.Errorf("root %v, disks %v", made.Rootfs, w.disks())
+	}
+}
+
+// TestVolumes: containers share the export of a directory, unless one of them may only read it.
+func TestVolumes(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	create := func(id string, mounts ...specs.Mount) (*Process, []*guestapi.Mount, error) {
+		spec := w.container(id, "exit", "0")
+		spec.Spec.Mounts = mounts
+		p, err := s.CreateContainer(t.Context(), spec)
+		if err != nil {
+			return nil, nil, err
+		}
+		made := w.agent.Requests("CreateContainer")
+		return p, made[len(made)-1].(*guestapi.CreateContainerRequest).Mounts, nil
+	}
+	writable := specs.Mount{Destination: "/w", Type: "bind", Source: dir, Options: []string{"rbind"}}
+	readOnly := specs.Mount{Destination: "/r", Type: "bind", Source: dir, Options: []string{"rbind", "ro"}}
+	oneFile := specs.Mount{Destination: "/etc/file", Type: "bind", Source: file, Options: []string{"bind", "ro"}}
+	one, ones, err := create("one", writable, readOnly, oneFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	two, twos, err := create("two", writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ones[0].Source != twos[0].Source || ones[0].Source == ones[1].Source || ones[1].Source == ones[2].Source || ones[0].Name == twos[0].Name {
+		t.Errorf("mounts %v and %v", ones, twos)
+	}
+	listener, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for _, source := range []string{"/dev/null", filepath.Join(dir, "s"), filepath.Join(dir, "missing")} {
+		_, _, err := create("three", writable, specs.Mount{Destination: "/x", Type: "bind", Source: source, Options: []string{"bind"}})
+		if err == nil || !strings.Contains(err.Error(), source) {
+			t.Errorf("bind mount of %s: %v", source, err)
+		}
+	}
+	for _, p := range []*Process{one, two} {
+		if err := p.Delete(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(s.exports.byKey) != 0 {
+		t.Errorf("exports left: %v", s.exports.byKey)
 	}
 }
 

@@ -24,7 +24,6 @@ import (
 	"bulkhead.dev/bulkhead/internal/sandbox/sizing"
 	"bulkhead.dev/bulkhead/internal/vmm"
 	"bulkhead.dev/bulkhead/internal/vmm/vmmtest"
-	"bulkhead.dev/bulkhead/internal/volume"
 )
 
 // world is a host in memory and in temporary directories, with one pod's guest.
@@ -140,9 +139,7 @@ func (w *world) container(id string, args ...string) ContainerSpec {
 	if err := os.Mkdir(source, 0o700); err != nil {
 		w.t.Fatal(err)
 	}
-	if volumesWork(source) {
-		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: source, Options: []string{"rbind", "rw"}})
-	}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: source, Options: []string{"rbind", "rw"}})
 	return ContainerSpec{
 		ID: id, Spec: spec, Stdin: true, Stdout: true, Stderr: true,
 		RootFS: []rootfs.Mount{{Type: "overlay", Options: []string{"lower=" + id, "lower=base", "upperdir=" + w.upper(id)}}},
@@ -280,5 +277,3 @@ func (w *world) failAt(step string, err error) {
 		return nil
 	}
 }
-
-func volumesWork(source string) bool { return volume.NewServer().Export("x", source, false) == nil }
