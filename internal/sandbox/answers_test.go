@@ -157,7 +157,7 @@ func TestBrokenChannel(t *testing.T) {
 			p := w.create(s, "one", "sleep")
 			mustStart(t, p)
 			close(now)
-			if _, err := p.Wait(t.Context()); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "channel to the guest") {
+			if _, err := p.Wait(t.Context()); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "channel to the guest") || !strings.Contains(err.Error(), "this guest is a fake") {
 				t.Errorf("Wait: %v", err)
 			}
 			if err := s.Stop(t.Context()); err != nil {
@@ -179,7 +179,7 @@ func TestBrokenChannel(t *testing.T) {
 
 func TestConsoleIsQuoted(t *testing.T) {
 	err := withConsole(errRefused, &shouter{})
-	if text := err.Error(); !errdefs.IsUnavailable(err) || len(text) > 12<<10 || strings.ContainsAny(text, "\x1b\n") {
+	if text := err.Error(); !errdefs.IsAborted(err) || len(text) > 12<<10 || strings.ContainsAny(text, "\x1b\n") {
 		t.Errorf("%d bytes: %.200s", len(text), text)
 	}
 }

@@ -19,8 +19,10 @@ import (
 type host struct {
 	// cgroupPath turns an OCI cgroupsPath into a path relative to the hierarchies' roots.
 	cgroupPath func(spec string) (string, error)
-	makeCgroup func(path string) error
-	// removeCgroup ends what still runs in the cgroup; it is nothing to do when there is none.
+	// makeCgroup returns what ends everything in the cgroup and removes it, with the parents that had to be made.
+	makeCgroup func(path string) (remove func() error, err error)
+	// removeCgroup does so after a crash, but for the parents: by then they may be somebody else's. It is nothing to do when
+	// there is no such cgroup.
 	removeCgroup func(path string) error
 
 	attach func(netns string) (*network, error)
@@ -46,9 +48,12 @@ type network struct {
 func realHost(deps Deps) host {
 	return host{
 		cgroupPath: cgroup.Path,
-		makeCgroup: func(path string) error {
-			_, err := cgroup.Create(path)
-			return err
+		makeCgroup: func(path string) (func() error, error) {
+			c, err := cgroup.Create(path)
+			if err != nil {
+				return nil, err
+			}
+			return func() error { return errors.Join(c.Kill(), c.Remove()) }, nil
 		},
 		removeCgroup:  removeCgroup,
 		attach:        attach,

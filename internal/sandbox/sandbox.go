@@ -72,8 +72,9 @@ type Sandbox struct {
 	undo undoStack // what start made
 	net  *network  // nil without a network namespace
 	uid  *uidLock
-	// cgroup of the VMM, empty for the caller's.
-	cgroup string
+	// cgroup of the VMM, empty for the caller's, and what removes it.
+	cgroup     string
+	dropCgroup func() error
 
 	vm      vmm.VM
 	booted  time.Time // when the VM was started
@@ -106,7 +107,7 @@ type Sandbox struct {
 func (s *Sandbox) Done() <-chan struct{} { return s.done }
 
 // Err says why the VM has ended: nil while it runs and when it was stopped by Stop, else an ErrUnavailable with the
-// reason and, where the guest died, the escaped end of its console.
+// driver's reason. For a guest that broke its channel that is what was wrong, and the escaped end of its console.
 func (s *Sandbox) Err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -232,7 +233,7 @@ func (s *Sandbox) watch() {
 	}
 	s.mu.Lock()
 	if reason != nil && !s.stopping {
-		s.err = fmt.Errorf("sandbox %s has ended: %w", s.spec.ID, withConsole(reason, s.vm))
+		s.err = fmt.Errorf("sandbox %s has ended: %w", s.spec.ID, unavailable(reason))
 	}
 	s.mu.Unlock()
 	close(s.done)
@@ -254,7 +255,7 @@ func (s *Sandbox) endBroken(ended <-chan error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
 	err := s.vm.Stop(ctx)
-	return errors.Join(fmt.Errorf("channel to the guest: %w", reason), err)
+	return errors.Join(withConsole(fmt.Errorf("channel to the guest: %w", reason), s.vm), err)
 }
 
 // list returns the containers there are.
@@ -268,12 +269,16 @@ func (s *Sandbox) list() []*container {
 	return all
 }
 
-// withConsole makes reason an ErrUnavailable that shows what the guest's kernel said last. That is hostile, so it is cut and quoted.
+func unavailable(reason error) error {
+	if errdefs.IsUnavailable(reason) {
+		return reason
+	}
+	return fmt.Errorf("%w: %w", reason, errdefs.ErrUnavailable)
+}
+
+// withConsole adds to a reason what the guest's kernel said last. That is hostile, so it is cut and quoted.
 func withConsole(reason error, vm vmm.VM) error {
 	const most = 2 << 10
-	if !errdefs.IsUnavailable(reason) {
-		reason = fmt.Errorf("%w: %w", reason, errdefs.ErrUnavailable)
-	}
 	console, ok := vm.(vmm.Console)
 	if !ok {
 		return reason

@@ -138,18 +138,19 @@ func (s *Sandbox) makeCgroup(context.Context) error {
 	if err := s.rec.update(func(r *record) { r.Cgroup = name }); err != nil {
 		return err
 	}
-	if err := s.host.makeCgroup(name); err != nil {
+	remove, err := s.host.makeCgroup(name)
+	if err != nil {
 		return err
 	}
-	s.cgroup = name
+	s.cgroup, s.dropCgroup = name, remove
 	return nil
 }
 
 func (s *Sandbox) removeCgroup(context.Context) error {
-	if s.cgroup == "" {
+	if s.dropCgroup == nil {
 		return nil
 	}
-	return s.host.removeCgroup(s.cgroup)
+	return s.dropCgroup()
 }
 
 // vmmCgroup is where the VMM of the container with this cgroupsPath goes: beside it, so that a pod's limits hold for

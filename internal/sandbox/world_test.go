@@ -64,8 +64,10 @@ func newWorld(t testing.TB) *world {
 
 func (w *world) host() host {
 	return host{
-		cgroupPath:   func(path string) (string, error) { return path, nil },
-		makeCgroup:   func(path string) error { return w.set(w.cgroups, path, true) },
+		cgroupPath: func(path string) (string, error) { return path, nil },
+		makeCgroup: func(path string) (func() error, error) {
+			return func() error { return w.set(w.cgroups, path, false) }, w.set(w.cgroups, path, true)
+		},
 		removeCgroup: func(path string) error { return w.set(w.cgroups, path, false) },
 		attach: func(netns string) (*network, error) {
 			return &network{
