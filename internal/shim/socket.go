@@ -11,7 +11,12 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
+
+// maxSocketPath is the kernel's limit (unix(7), sun_path without its end).
+const maxSocketPath = 107
 
 // socketAddress is where the shim of a group listens: it can be computed by every start of the same group, and is different
 // for each containerd on the host.
@@ -23,6 +28,9 @@ func socketAddress(dir, containerd, namespace, group string) string {
 // shim has left is replaced.
 func listen(address string) (*net.UnixListener, error) {
 	path := strings.TrimPrefix(address, "unix://")
+	if len(path) > maxSocketPath {
+		return nil, fmt.Errorf("make the shim's socket: path %s is longer than %d bytes: %w", path, maxSocketPath, errdefs.ErrInvalidArgument)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("make the directory of the shim's socket: %w", err)
 	}
