@@ -128,17 +128,12 @@ func (r *rig) Launch(ctx context.Context, launch Launch) (Machine, error) {
 type journal struct {
 	mu     sync.Mutex
 	events []proto.Message
-	wake   chan struct{}
 }
 
 func (j *journal) Publish(event proto.Message) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.events = append(j.events, event)
-	if j.wake != nil {
-		close(j.wake)
-		j.wake = nil
-	}
 }
 
 // words are the events so far, one word each.
@@ -174,31 +169,6 @@ func word(event proto.Message) string {
 		return "resumed:" + e.ContainerID
 	}
 	return fmt.Sprintf("%T", event)
-}
-
-// await waits until an event was published.
-func (j *journal) await(t *testing.T, want string) {
-	t.Helper()
-	timeout := time.After(patience)
-	for {
-		j.mu.Lock()
-		if j.wake == nil {
-			j.wake = make(chan struct{})
-		}
-		wake := j.wake
-		for _, e := range j.events {
-			if word(e) == want {
-				j.mu.Unlock()
-				return
-			}
-		}
-		j.mu.Unlock()
-		select {
-		case <-wake:
-		case <-timeout:
-			t.Fatalf("no event %q; there are %q", want, j.words())
-		}
-	}
 }
 
 // bundle makes a bundle for a container that runs args.
