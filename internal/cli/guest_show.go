@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,14 +53,21 @@ func newGuestShowCommand() *cobra.Command {
 }
 
 func writeImage(w io.Writer, img shownImage) error {
+	libraries := make([]string, len(img.Libraries))
+	for i, name := range img.Libraries {
+		libraries[i] = name
+		if slices.Contains(img.Stubs, name) {
+			libraries[i] += " (stub)"
+		}
+	}
 	rows := [][]string{
 		{"directory", img.Dir},
 		{"kernel", fmt.Sprintf("%s, %s, %s", img.KernelVersion, img.Arch, mebibytes(img.Kernel.Size))},
 		{"initramfs", mebibytes(img.Initramfs.Size)},
 		{"agent", mebibytes(img.Agent.Size)},
 		{"runtime", mebibytes(img.Runtime.Size)},
-		{"libraries", strings.Join(img.Libraries, " ")},
-		{"modules", strings.Join(img.Modules, " ")},
+		{"libraries", strings.Join(libraries, ", ")},
+		{"modules", strings.Join(img.Modules, ", ")},
 	}
 	for i, p := range img.Packages {
 		label := ""

@@ -115,10 +115,10 @@ func TestExamine(t *testing.T) {
 		found, fix  string // parts of the texts
 		change      change
 	}{
-		{"emulation", "kvm", Warn, "the guest hung. THIS IS NOT ISOLATION", "nested virtualization", func(h *Host, _, _ map[string]string) {
+		{"emulation", "kvm", Warn, "THIS IS NOT ISOLATION: emulation is no security boundary; run only code you trust. the guest hung", "nested virtualization", func(h *Host, _, _ map[string]string) {
 			h.Accelerate = func(context.Context) (vmm.Acceleration, string, error) { return vmm.Emulated, "the guest hung", nil }
 		}},
-		{"emulation that was asked for", "kvm", Warn, "as vmm.acceleration of the configuration says. THIS IS NOT ISOLATION", `"hardware"`, func(h *Host, _, _ map[string]string) {
+		{"emulation that was asked for", "kvm", Warn, "you trust. vmm.acceleration of the configuration asks for it", `"hardware"`, func(h *Host, _, _ map[string]string) {
 			h.Config.VMM.Acceleration = config.AccelerationEmulated
 			h.Accelerate = func(context.Context) (vmm.Acceleration, string, error) { return vmm.Emulated, "", nil }
 		}},

@@ -38,13 +38,13 @@ func (h Host) acceleration(ctx context.Context, bootable bool) (check Check, iso
 	case acceleration == vmm.Hardware:
 		return ok(name, "a guest booted with hardware virtualization"), string(vmm.Hardware)
 	case h.Config.VMM.Acceleration == config.AccelerationEmulated:
-		return warn(name, `emulation, as vmm.acceleration of the configuration says. `+NotIsolation,
+		return warn(name, NotIsolation+". vmm.acceleration of the configuration asks for it",
 			`set vmm.acceleration = "hardware" in `+config.DefaultPath), string(vmm.Emulated)
 	}
 	if warning == "" {
 		warning = "no guest boots with hardware virtualization"
 	}
-	return warn(name, warning+". "+NotIsolation, fix), string(vmm.Emulated)
+	return warn(name, NotIsolation+". "+warning, fix), string(vmm.Emulated)
 }
 
 func (h Host) user(context.Context) Check {

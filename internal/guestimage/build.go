@@ -104,7 +104,7 @@ func assemble(ctx context.Context, o Options, source packages) (content, error) 
 	m := Manifest{
 		Format: manifestFormat, Arch: goarch(machine), KernelVersion: kernel.version,
 		Kernel: fileOf(kernel.vmlinuz), Initramfs: fileOf(initramfs), Agent: fileOf(agent), Runtime: fileOf(files.binary),
-		Libraries: []string{}, Modules: []string{},
+		Libraries: []string{}, Stubs: files.stubs, Modules: []string{},
 		Packages: append(pkgs, kernel.packages...),
 	}
 	for _, name := range slices.Sorted(maps.Keys(files.libraries)) {

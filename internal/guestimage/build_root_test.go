@@ -6,11 +6,14 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // testLog shows progress in the test's log.
@@ -82,8 +85,46 @@ func TestBuildFromPackages(t *testing.T) {
 	if diff := cmp.Diff(len(m.Modules), len(strings.Fields(list))); diff != "" {
 		t.Errorf("modules in the manifest and in the list: %s", diff)
 	}
+	runUnpacked(t, entries, "/usr/bin/crun", "--version")
 	left, err := filepath.Glob(filepath.Join(state, ".*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+}
+
+// runUnpacked runs a program of the initramfs with nothing but the initramfs around it.
+func runUnpacked(t *testing.T, entries []entry, program string, args ...string) {
+	t.Helper()
+	root := t.TempDir()
+	for _, e := range entries {
+		name := filepath.Join(root, e.name)
+		var err error
+		switch e.mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			err = os.Mkdir(name, 0o755)
+		case unix.S_IFREG:
+			err = os.WriteFile(name, e.data, os.FileMode(e.mode&0o777))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// crun executes a sealed copy of itself, by way of /proc.
+	proc := filepath.Join(root, "proc")
+	if err := unix.Mount("proc", proc, "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(proc, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir, cmd.Env = "/", []string{}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("%s: %v\n%s", program, err, out)
+	}
+	t.Logf("%s", out)
 }

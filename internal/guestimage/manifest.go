@@ -28,6 +28,8 @@ type Manifest struct {
 	Runtime File `json:"runtime"`
 	// Libraries are the shared libraries of the runtime, by soname.
 	Libraries []string `json:"libraries"`
+	// Stubs are those libraries that are stand-ins: the runtime names them, and in a guest never uses them.
+	Stubs []string `json:"stubs,omitempty"`
 	// Modules are the kernel modules in the order in which they are loaded.
 	Modules []string `json:"modules"`
 	// Packages are the Debian packages that the kernel, the modules and the runtime were taken from, by name.

@@ -23,6 +23,8 @@ type runtimeFiles struct {
 	loader     []byte
 	// libraries by path in the initramfs.
 	libraries map[string][]byte
+	// stubs are the sonames of those libraries that are stand-ins.
+	stubs []string
 }
 
 // collectRuntime fetches the runtime's package, and then packages that it depends on, level by level, until every
@@ -116,6 +118,17 @@ func link(t *tree) (files runtimeFiles, missing []string, err error) {
 			continue
 		}
 		seen[name] = true
+		if name == stubbedLibrary {
+			data, err := makeStub(files.binary, name)
+			if err != nil {
+				return files, nil, fmt.Errorf("make a stub of %s: %w", name, err)
+			}
+			if data != nil {
+				files.libraries["lib/"+binary.triplet+"/"+name] = data
+				files.stubs = append(files.stubs, name)
+				continue
+			}
+		}
 		target, data, ok := findLibrary(t, name, binary.triplet)
 		if !ok {
 			missing = append(missing, name)
