@@ -111,9 +111,20 @@ func (n *Node) Ctr(ctx context.Context, args ...string) (string, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return string(out), fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return string(out), fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, complaint(stderr.String()))
 	}
 	return string(out), nil
+}
+
+// complaint is what ctr wrote to stderr, without the warnings that it passes on from containerd each time.
+func complaint(stderr string) string {
+	var kept []string
+	for line := range strings.Lines(stderr) {
+		if line = strings.TrimSpace(line); line != "" && !strings.Contains(line, "level=warning") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "\n")
 }
 
 func (n *Node) checkPrograms() error {
