@@ -4,7 +4,8 @@
 // shim. Its Go package brings gRPC servers and a megabyte of descriptors; a dozen fields are wanted. So they are read from
 // the wire format here. The field numbers are those of cri-api's api.proto and can't change:
 //
-//	PodSandboxConfig          2 hostname  7 annotations  8 linux
+//	PodSandboxConfig          2 hostname  4 dns_config  7 annotations  8 linux
+//	  DNSConfig               1 servers  2 searches  3 options
 //	  LinuxPodSandboxConfig   1 cgroup_parent  2 security_context  3 sysctls  4 overhead  5 resources
 //	    LinuxSandboxSecurityContext   1 namespace_options
 //	      NamespaceOption             1 network  2 pid  3 ipc      (0 pod, 1 container, 2 node)
@@ -27,7 +28,7 @@ const TypeURL = "runtime.v1.PodSandboxConfig"
 
 const (
 	maxBytes   = 1 << 20 // of the message
-	maxEntries = 1024    // of a map
+	maxEntries = 1024    // of a map or a list
 )
 
 // NamespaceMode says whose namespace a pod has.
@@ -43,6 +44,7 @@ const (
 // Config is what is read of the message. Absent fields are zero.
 type Config struct {
 	Hostname     string
+	DNS          DNS
 	Annotations  map[string]string
 	CgroupParent string
 	Sysctls      map[string]string
@@ -50,6 +52,13 @@ type Config struct {
 	Network, PID, IPC NamespaceMode
 	// Resources is the sum of the containers' limits, Overhead the RuntimeClass's.
 	Resources, Overhead Resources
+}
+
+// DNS is what the pod's resolv.conf says.
+type DNS struct {
+	Servers, Searches, Options []string
+	// Given is whether the kubelet said anything about it.
+	Given bool
 }
 
 // Resources are limits; 0 is none.
@@ -75,6 +84,9 @@ func (c *Config) parse(message []byte) error {
 		switch number {
 		case 2:
 			return f.text(&c.Hostname)
+		case 4:
+			c.DNS.Given = true
+			return f.message(c.DNS.parse)
 		case 7:
 			return f.entry(&c.Annotations)
 		case 8:
@@ -117,6 +129,18 @@ func (c *Config) parseSecurity(number protowire.Number, f field) error {
 	})
 }
 
+func (d *DNS) parse(number protowire.Number, f field) error {
+	switch number {
+	case 1:
+		return f.item(&d.Servers)
+	case 2:
+		return f.item(&d.Searches)
+	case 3:
+		return f.item(&d.Options)
+	}
+	return nil
+}
+
 func (r *Resources) parse(number protowire.Number, f field) error {
 	switch number {
 	case 1:
@@ -144,6 +168,17 @@ func (f field) text(to *string) error {
 	}
 	*to = string(f.bytes)
 	return nil
+}
+
+// item adds one item of a repeated string.
+func (f field) item(to *[]string) error {
+	if len(*to) >= maxEntries {
+		return fmt.Errorf("a list has more than %d items", maxEntries)
+	}
+	var s string
+	err := f.text(&s)
+	*to = append(*to, s)
+	return err
 }
 
 func (f field) number(to *uint64) error {

@@ -41,6 +41,7 @@ func full() []byte {
 		message(1, text(1, "web"), text(2, "uid"), text(3, "default")),
 		text(2, "web-0"),
 		text(3, "/var/log/pods/x"),
+		message(4, text(1, "10.0.0.10"), text(2, "svc.cluster.local"), text(2, "cluster.local"), text(3, "ndots:5")),
 		pair(6, "app", "web"),
 		pair(7, "a", "1"), pair(7, "b", ""),
 		message(8,
@@ -60,6 +61,7 @@ func TestParse(t *testing.T) {
 	}
 	want := Config{
 		Hostname:     "web-0",
+		DNS:          DNS{Given: true, Servers: []string{"10.0.0.10"}, Searches: []string{"svc.cluster.local", "cluster.local"}, Options: []string{"ndots:5"}},
 		Annotations:  map[string]string{"a": "1", "b": ""},
 		CgroupParent: "/kubepods/podx",
 		Sysctls:      map[string]string{"net.core.somaxconn": "1024"},
@@ -90,6 +92,7 @@ func TestParseRefuses(t *testing.T) {
 		"wrong type of 8":  varint(8, 1),
 		"wrong type below": message(8, varint(1, 1)),
 		"map of numbers":   varint(7, 1),
+		"DNS of numbers":   message(4, varint(1, 1)),
 		"too big":          make([]byte, maxBytes+1),
 		"too many entries": many,
 		"no field 0":       {0},

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -285,7 +287,7 @@ func TestSandboxServiceRefuses(t *testing.T) {
 
 func TestHostNetworkIsRefused(t *testing.T) {
 	r := newRig(t)
-	_, err := r.sandbox.CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{SandboxID: "p", Options: podConfig(podconfig.Node)})
+	_, err := r.sandbox.CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{SandboxID: "p", BundlePath: t.TempDir(), Options: podConfig(podconfig.Node)})
 	r.must(err)
 	_, err = r.sandbox.StartSandbox(t.Context(), &sandboxapi.StartSandboxRequest{SandboxID: "p"})
 	if err == nil {
@@ -300,7 +302,7 @@ func TestHostNetworkIsRefused(t *testing.T) {
 func TestDeathOfTheSandbox(t *testing.T) {
 	r := newRig(t)
 	ctx := t.Context()
-	_, err := r.sandbox.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: "p"})
+	_, err := r.sandbox.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: "p", BundlePath: t.TempDir()})
 	r.must(err)
 	_, err = r.sandbox.StartSandbox(ctx, &sandboxapi.StartSandboxRequest{SandboxID: "p"})
 	r.must(err)
@@ -325,6 +327,46 @@ func TestCgroupsPath(t *testing.T) {
 	want := []string{"", "/kubepods/besteffort/podx/id", "kubepods-podx.slice:cri-containerd:id"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestPodFiles(t *testing.T) {
+	bundle := t.TempDir()
+	f, err := writePodFiles(bundle, "p", podconfig.Config{Hostname: "web-0", DNS: podconfig.DNS{
+		Given: true, Servers: []string{"10.0.0.10", "10.0.0.11"}, Searches: []string{"a.b", "c"}, Options: []string{"ndots:5"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{
+		"hostname":    "web-0\n",
+		"resolv.conf": "search a.b c\nnameserver 10.0.0.10\nnameserver 10.0.0.11\noptions ndots:5\n",
+	} {
+		if got, err := os.ReadFile(filepath.Join(bundle, "files", name)); err != nil || string(got) != want {
+			t.Errorf("%s is %q, %v", name, got, err)
+		}
+	}
+	spec := &specs.Spec{Root: &specs.Root{Readonly: true}, Mounts: []specs.Mount{
+		{Destination: "/etc/hosts", Type: "bind", Source: "/kubelet/hosts"}, {Destination: "/dev/shm", Type: "tmpfs", Source: "shm"},
+	}}
+	f.addTo(spec)
+	var got []string
+	for _, m := range spec.Mounts {
+		got = append(got, m.Destination+" "+m.Source+" "+strings.Join(m.Options, ","))
+	}
+	want := []string{
+		"/etc/hosts /kubelet/hosts ",
+		"/etc/hostname " + bundle + "/files/hostname rbind,ro",
+		"/etc/resolv.conf " + bundle + "/files/resolv.conf rbind,ro",
+		"/dev/shm /sandboxes/p/shm rbind,rw,nosuid,nodev,noexec",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	own := &specs.Spec{Mounts: []specs.Mount{{Destination: "/dev/shm/", Type: "bind", Source: "/volume"}}}
+	f.addTo(own)
+	if own.Mounts[0].Source != "/volume" || len(own.Mounts) != 4 {
+		t.Errorf("a volume at /dev/shm: %v", own.Mounts)
 	}
 }
 

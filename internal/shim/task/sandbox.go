@@ -27,6 +27,7 @@ type podSandbox struct {
 	id     string
 	bundle string
 	spec   *specs.Spec // for the VM
+	files  *podFiles
 
 	// The rest is guarded by the service's mu.
 	state   sandboxState
@@ -68,7 +69,7 @@ var _ sandboxapi.TTRPCSandboxService = sandboxService{}
 
 // CreateSandbox makes a sandbox known; StartSandbox starts its VM.
 func (s sandboxService) CreateSandbox(_ context.Context, r *sandboxapi.CreateSandboxRequest) (*sandboxapi.CreateSandboxResponse, error) {
-	spec, err := sandboxSpec(r)
+	config, err := parseOptions(r)
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox %.128q: %w", r.SandboxID, err)
 	}
@@ -77,26 +78,35 @@ func (s sandboxService) CreateSandbox(_ context.Context, r *sandboxapi.CreateSan
 	if s.sandbox != nil || s.pod != nil || s.launching {
 		return nil, fmt.Errorf("create sandbox %s: this shim serves a pod: %w", r.SandboxID, errdefs.ErrAlreadyExists)
 	}
-	s.sandbox = &podSandbox{id: r.SandboxID, bundle: r.BundlePath, spec: spec, created: time.Now(), done: make(chan struct{})}
+	files, err := writePodFiles(r.BundlePath, r.SandboxID, config)
+	if err != nil {
+		return nil, fmt.Errorf("create sandbox %s: %w", r.SandboxID, err)
+	}
+	s.sandbox = &podSandbox{
+		id: r.SandboxID, bundle: r.BundlePath, spec: sandboxSpec(r, config), files: files,
+		created: time.Now(), done: make(chan struct{}),
+	}
 	return &sandboxapi.CreateSandboxResponse{}, nil
+}
+
+// parseOptions reads the kubelet's configuration of the pod. Other clients than CRI send none.
+func parseOptions(r *sandboxapi.CreateSandboxRequest) (podconfig.Config, error) {
+	if r.SandboxID == "" {
+		return podconfig.Config{}, fmt.Errorf("no ID: %w", errdefs.ErrInvalidArgument)
+	}
+	o := r.Options
+	if o == nil || o.TypeUrl == "" {
+		return podconfig.Config{}, nil
+	}
+	if name := o.TypeUrl[strings.LastIndexByte(o.TypeUrl, '/')+1:]; name != podconfig.TypeURL {
+		return podconfig.Config{}, fmt.Errorf("options of type %.200q can't be used; known is %s: %w", o.TypeUrl, podconfig.TypeURL, errdefs.ErrInvalidArgument)
+	}
+	return podconfig.Parse(o.Value)
 }
 
 // sandboxSpec writes what containerd knows of a sandbox as the OCI spec of a sandbox container, so that both kinds of pods
 // go the same way from here.
-func sandboxSpec(r *sandboxapi.CreateSandboxRequest) (*specs.Spec, error) {
-	if r.SandboxID == "" {
-		return nil, fmt.Errorf("no ID: %w", errdefs.ErrInvalidArgument)
-	}
-	var config podconfig.Config
-	if o := r.Options; o != nil && o.TypeUrl != "" {
-		if name := o.TypeUrl[strings.LastIndexByte(o.TypeUrl, '/')+1:]; name != podconfig.TypeURL {
-			return nil, fmt.Errorf("options of type %.200q can't be used; known is %s: %w", o.TypeUrl, podconfig.TypeURL, errdefs.ErrInvalidArgument)
-		}
-		var err error
-		if config, err = podconfig.Parse(o.Value); err != nil {
-			return nil, err
-		}
-	}
+func sandboxSpec(r *sandboxapi.CreateSandboxRequest, config podconfig.Config) *specs.Spec {
 	spec := &specs.Spec{
 		Version:     specs.Version,
 		Hostname:    config.Hostname,
@@ -121,7 +131,7 @@ func sandboxSpec(r *sandboxapi.CreateSandboxRequest) (*specs.Spec, error) {
 			spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: ns.kind, Path: ns.path})
 		}
 	}
-	return spec, nil
+	return spec
 }
 
 // annotations are those of the pod and the call, and the figures that containerd writes as annotations when it makes a sandbox

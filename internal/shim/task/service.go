@@ -138,6 +138,9 @@ func (s *Service) createIn(ctx context.Context, p *pod, r *taskapi.CreateTaskReq
 		c.init = newProcess(c, "", newPause(p.machine, p.stop), io)
 		return c, nil
 	}
+	if files := s.podFiles(p); files != nil {
+		files.addTo(spec)
+	}
 	mounts, err := rootMounts(r.Bundle, spec, r.Rootfs)
 	if err != nil {
 		return nil, err
@@ -151,6 +154,16 @@ func (s *Service) createIn(ctx context.Context, p *pod, r *taskapi.CreateTaskReq
 	}
 	c.init = newProcess(c, "", guest, io)
 	return c, nil
+}
+
+// podFiles returns what the containers of a pod see besides their own; nil where containerd sees to that.
+func (s *Service) podFiles(p *pod) *podFiles {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.kind != podOfSandbox || s.sandbox == nil {
+		return nil
+	}
+	return s.sandbox.files
 }
 
 // podFor finds the pod of a container that is created, or starts its VM. The package comment lists the shapes.
