@@ -9,9 +9,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -70,7 +73,7 @@ func Start(ctx context.Context, options Options) (*Node, error) {
 	if err := os.Symlink(options.Guest, n.Path("bulkhead/guest")); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("link the guest image into the state directory: %w", err)
 	}
-	files := map[string]string{"containerd.toml": n.containerdConfig(), "bulkhead.toml": n.RuntimeConfig(""), "cni/10-test.conflist": cniConfig}
+	files := map[string]string{"containerd.toml": n.containerdConfig(), "bulkhead.toml": n.RuntimeConfig(nil), "cni/10-test.conflist": cniConfig}
 	for name, content := range files {
 		if err := os.WriteFile(n.Path(name), []byte(content), 0o644); err != nil {
 			return nil, fmt.Errorf("write the node's configuration: %w", err)
@@ -94,21 +97,29 @@ func (n *Node) Log() string { return n.Path("containerd.log") }
 // PID of containerd.
 func (n *Node) PID() int { return n.daemon.Process.Pid }
 
-// RuntimeConfig returns a configuration of the runtime for this node, with more lines at the end of its [guest] section.
-func (n *Node) RuntimeConfig(guest string) string {
-	return fmt.Sprintf(`version = 1
-state_dir = %q
-run_dir = %q
-
-[vmm]
-acceleration = %q
-
-[log]
-level = "debug"
-
-[guest]
-%s
-`, n.Path("bulkhead"), n.Path("run"), n.options.Acceleration, guest)
+// RuntimeConfig returns a configuration of the runtime for this node. The overrides are by "table.key", or "key" where the key
+// is in no table, and their values are TOML's.
+func (n *Node) RuntimeConfig(overrides map[string]string) string {
+	values := map[string]string{
+		"version": "1", "state_dir": strconv.Quote(n.Path("bulkhead")), "run_dir": strconv.Quote(n.Path("run")),
+		"vmm.acceleration": strconv.Quote(n.options.Acceleration), "log.level": `"debug"`,
+	}
+	maps.Copy(values, overrides)
+	var top, tables strings.Builder
+	table := ""
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		in, key, ok := strings.Cut(name, ".")
+		if !ok {
+			fmt.Fprintf(&top, "%s = %s\n", name, values[name])
+			continue
+		}
+		if in != table {
+			fmt.Fprintf(&tables, "\n[%s]\n", in)
+			table = in
+		}
+		fmt.Fprintf(&tables, "%s = %s\n", key, values[name])
+	}
+	return top.String() + tables.String()
 }
 
 // Configure replaces the runtime's configuration file, for shims that start from now on. It returns what puts the old one back.
@@ -255,12 +266,15 @@ default_runtime_name = "runc"
 `, n.Path("root"), n.Path("state"), n.Socket(), BaseImage, n.options.Binaries, n.Path("cni"), handlers.String(), filepath.Join(n.options.Binaries, "cni"))
 }
 
+// Bridge is the device that CNI makes for the first pod with a network and keeps.
+const Bridge = "bulktest0"
+
 // cniConfig is a bridge in the namespace of containerd, without a need for iptables.
 const cniConfig = `{
   "cniVersion": "1.0.0",
   "name": "test",
   "plugins": [{
-    "type": "bridge", "bridge": "bulktest0", "isGateway": true, "ipMasq": false, "mtu": 1400,
+    "type": "bridge", "bridge": "` + Bridge + `", "isGateway": true, "ipMasq": false, "mtu": 1400,
     "ipam": {
       "type": "host-local", "dataDir": "/run/cni-ipam",
       "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]],

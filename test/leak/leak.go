@@ -24,8 +24,8 @@ import (
 	"bulkhead.dev/bulkhead/test/cell"
 )
 
-// patience is how long a thing may take to vanish.
-const patience = 30 * time.Second
+// Patience is how long a thing may take to vanish.
+const Patience = 30 * time.Second
 
 // Scope says where to look.
 type Scope struct {
@@ -37,6 +37,8 @@ type Scope struct {
 	Ignore []string
 	// Permanent are directories that may come to be and stay, in the same form. What is in them counts.
 	Permanent []string
+	// Links are names of network devices that may come to be and stay.
+	Links []string
 }
 
 // Things is a set of names such as "mount /run/x", each said so that a person can find the thing.
@@ -64,7 +66,7 @@ func Check(t testing.TB, scope Scope) {
 
 // Wait returns the things that are more than before, once there are none or they have had time enough to vanish.
 func Wait(before Things, scope Scope) ([]string, error) {
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(Patience)
 	for {
 		after, err := Take(scope)
 		if err != nil {
@@ -94,7 +96,8 @@ func (t Things) Missing(other Things) []string {
 func Take(scope Scope) (Things, error) {
 	things := Things{}
 	for _, list := range []func(Things) error{
-		processes, mounts, links, namespaces, sockets, cgroups,
+		processes, mounts, namespaces, sockets, cgroups,
+		func(t Things) error { return links(t, scope) },
 		func(t Things) error { return files(t, scope) },
 	} {
 		if err := list(things); err != nil {
@@ -195,12 +198,15 @@ func mounts(things Things) error {
 }
 
 // links lists the devices of the cell's own network namespace.
-func links(things Things) error {
+func links(things Things, scope Scope) error {
 	all, err := netlink.LinkList()
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
 	for _, link := range all {
+		if slices.Contains(scope.Links, link.Attrs().Name) {
+			continue
+		}
 		things.add("link %s (%s)", link.Attrs().Name, link.Type())
 	}
 	return nil

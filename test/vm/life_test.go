@@ -15,6 +15,7 @@ import (
 
 	cgroupsv1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	cgroupsv2 "github.com/containerd/cgroups/v3/cgroup2/stats"
+	_ "github.com/containerd/containerd/api/events" // so that events can be decoded
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -362,7 +363,7 @@ func TestEvents(t *testing.T) {
 	ctx, _ := shared(t)
 	listening, stop := context.WithCancel(ctx)
 	defer stop()
-	envelopes, failures := suite.node.Client.EventService().Subscribe(listening, `topic~="^/tasks/"`)
+	envelopes, failures := suite.node.Client.EventService().Subscribe(listening, "topic~=|^/tasks/|")
 	var mutex sync.Mutex
 	var topics []string
 	c, err := suite.node.Create(ctx, kit.Spec{Runtime: suite.runtime, Pod: suite.pod, Args: []string{"/bin/testprog", "pause"}})
@@ -379,7 +380,10 @@ func TestEvents(t *testing.T) {
 					topics = append(topics, strings.TrimPrefix(envelope.Topic, "/tasks/"))
 					mutex.Unlock()
 				}
-			case <-failures:
+			case err := <-failures:
+				if listening.Err() == nil {
+					t.Errorf("listen for events: %v", err)
+				}
 				return
 			case <-listening.Done():
 				return

@@ -115,15 +115,17 @@ func scope() leak.Scope {
 			node.Path("root/io.containerd.runtime.v2.task"), node.Path("root/io.containerd.grpc.v1.cri"),
 			node.Path("root/io.containerd.sandbox.controller.v1.shim"), "/var/lib/bulkhead",
 		},
-		Flat: []string{node.Path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
+		Links: []string{kit.Bridge},
+		Flat:  []string{node.Path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
 		Ignore: []string{
 			node.Path("bulkhead/layers"), node.Path("bulkhead/guest"), node.Path("bulkhead/probe*"),
-			node.Path("run/containerd-shim*"), "/run/cni-ipam/test/last_reserved_ip.*", "/run/cni-ipam/test/lock",
+			"/run/cni-ipam/test/last_reserved_ip.*", "/run/cni-ipam/test/lock",
 		},
 		Permanent: []string{
 			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test", "/run/containerd/runc/k8s.io",
 			node.Path("root/io.containerd.runtime.v2.task/*"), node.Path("state/io.containerd.runtime.v2.task/*"),
 			"/run/cni-ipam", "/run/cni-ipam/test",
+			node.Path("root/io.containerd.grpc.v1.cri/*"), node.Path("state/io.containerd.grpc.v1.cri/*"),
 		},
 	}
 }
