@@ -53,9 +53,11 @@ down:
 packages:
 	@missing=""; for p in $(PACKAGES); do \
 		PATH=$$PATH:/usr/sbin:/sbin command -v "$${p#*:}" >/dev/null || missing="$$missing $${p%:*}"; done; \
+	lists=/var/lib/apt/lists; \
+	if [ -n "$$missing" ] || ! ls $$lists/*Packages* >/dev/null 2>&1 || [ -z "$$(find $$lists -maxdepth 0 -mtime -1)" ]; then \
+		echo "packages: fetching apt's lists, which make guest needs too"; apt-get update -qq; touch $$lists; fi; \
 	if [ -z "$$missing" ]; then echo "packages: all there"; else \
 		echo "packages: installing$$missing"; \
-		apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
 ## bin: build all programs into bin/

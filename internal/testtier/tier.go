@@ -170,6 +170,7 @@ func fuzz(env environment, module string, d time.Duration, r *report) error {
 			if env.Run != "" && !regexp.MustCompile(env.Run).MatchString(target) {
 				continue
 			}
+			fmt.Fprintf(r.Out, "fuzz  %s %s\n", short(p.ImportPath), target)
 			flags := []string{"-vet=off", "-run=^$", "-fuzz=^" + target + "$", "-fuzztime=" + d.String(), "-parallel=2"}
 			if err := goTest(env, module, r, flags, p.ImportPath); err != nil {
 				return err
