@@ -47,6 +47,7 @@ type process struct {
 	state  state        // guarded by mu
 	killed bool         // guarded by mu: SIGKILL was sent through us
 	exit   sandbox.Exit // guarded by mu; valid in stopped and deleted
+	pid    uint32       // guarded by mu; the guest's, once it runs
 
 	ended chan struct{} // closed after stopped was reached and the exit published
 }
@@ -103,12 +104,16 @@ func (p *process) start(ctx context.Context) error {
 		return err
 	}
 	defer leave()
-	if _, err := p.guest.Start(context.WithoutCancel(ctx)); err != nil {
+	inGuest, err := p.guest.Start(context.WithoutCancel(ctx))
+	if err != nil {
 		return fmt.Errorf("start %s: %w", p, err)
 	}
 	if err := p.move(running); err != nil {
 		return err // can't be: op is held
 	}
+	p.mu.Lock()
+	p.pid = inGuest
+	p.mu.Unlock()
 	pid := p.container.pod.pid
 	if p.exec == "" {
 		p.container.events.Publish(&events.TaskStart{ContainerID: p.container.id, Pid: pid})

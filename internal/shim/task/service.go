@@ -418,13 +418,17 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	return &emptypb.Empty{}, p.io.CloseStdin()
 }
 
-// Pids implements the task service. The numbers are the guest's.
+// Pids implements the task service. The numbers are the guest's, but for the init's, which is the task's own.
 func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	c, err := s.find(r.ID)
 	if err != nil {
 		return nil, err
 	}
-	if c.kind == pauser {
+	c.init.mu.Lock()
+	now, initPID := c.init.state, c.init.pid
+	c.init.mu.Unlock()
+	if c.kind == pauser || now == created {
+		// A task that has none is one that containerd, when it starts again, takes for a leftover and removes.
 		return &taskapi.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: c.pod.pid}}}, nil
 	}
 	pids, err := c.pod.machine.Pids(ctx, c.id)
@@ -434,6 +438,9 @@ func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pi
 	answer := &taskapi.PidsResponse{Processes: make([]*tasktypes.ProcessInfo, 0, len(pids))}
 	for _, pid := range pids {
 		info := &tasktypes.ProcessInfo{Pid: pid.PID}
+		if pid.PID == initPID {
+			info.Pid = c.pod.pid
+		}
 		if pid.Exec != "" {
 			if info.Info, err = pack(&options.ProcessDetails{ExecID: pid.Exec}); err != nil {
 				return nil, err

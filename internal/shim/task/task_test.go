@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -12,6 +13,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -236,15 +238,18 @@ func TestFiguresAndLimits(t *testing.T) {
 	if details.ExecID != "e" {
 		t.Errorf("processes %v name no exec", pids.Processes)
 	}
-	_, err = r.task.Update(t.Context(), &taskapi.UpdateTaskRequest{ID: "c", Resources: &anypb.Any{
-		TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{"memory":{"limit":1000000}}`),
-	}})
-	r.must(err)
 	connected, err := r.task.Connect(t.Context(), &taskapi.ConnectRequest{ID: "c"})
 	r.must(err)
 	if connected.ShimPid != uint32(os.Getpid()) || connected.TaskPid == 0 {
 		t.Errorf("connected to %v", connected)
 	}
+	if !slices.ContainsFunc(pids.Processes, func(p *tasktypes.ProcessInfo) bool { return p.Pid == connected.TaskPid }) {
+		t.Errorf("the task's pid %d is not among %v", connected.TaskPid, pids.Processes)
+	}
+	_, err = r.task.Update(t.Context(), &taskapi.UpdateTaskRequest{ID: "c", Resources: &anypb.Any{
+		TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", Value: []byte(`{"memory":{"limit":1000000}}`),
+	}})
+	r.must(err)
 }
 
 func TestKill(t *testing.T) {
