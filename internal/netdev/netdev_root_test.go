@@ -448,6 +448,33 @@ func TestLargeFrames(t *testing.T) {
 	}
 }
 
+func TestMacvlan(t *testing.T) {
+	p := newPod(t, 1500)
+	p.ip(p.pod, "addr flush dev eth0") // it only carries the macvlans' parent
+	const mac = "02:00:00:00:00:33"
+	p.ip(p.peer, "link add mv1 address 02:00:00:00:00:31 link peer0 type macvlan mode bridge")
+	p.ip(p.peer, "link add mv0 address "+mac+" link peer0 netns "+p.pod+" type macvlan mode bridge")
+	p.ip(p.peer, "addr add 10.3.0.1/24 dev mv1")
+	p.ip(p.peer, "link set mv1 up")
+	p.ip(p.pod, "addr add 10.3.0.2/24 dev mv0")
+	p.ip(p.pod, "link set mv0 up")
+	link, g := p.attach()
+	if len(link.Interfaces) != 1 || link.Interfaces[0].Name != "mv0" || link.Interfaces[0].MAC.String() != mac {
+		t.Fatalf("interfaces = %+v", link.Interfaces)
+	}
+	p.ip(p.peer, "neigh add 10.3.0.2 lladdr "+mac+" dev mv1 nud permanent")
+	peer := p.udpPeer("udp4", "10.3.0.1:4000")
+	send := func() { peer.WriteTo([]byte("to the guest"), &net.UDPAddr{IP: net.IPv4(10, 3, 0, 2), Port: 5000}) }
+	g.receive("a UDP packet", send, func(f []byte) bool { return bytes.Contains(f, []byte("to the guest")) })
+	g.send(nil, ether("02:00:00:00:00:31", mac, 0x0800,
+		udp(netip.MustParseAddrPort("10.3.0.2:5000"), netip.MustParseAddrPort("10.3.0.1:4000"), []byte("back"), false)))
+	buffer := make([]byte, 100)
+	peer.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if n, _, err := peer.ReadFrom(buffer); err != nil || string(buffer[:n]) != "back" {
+		t.Errorf("the peer got %q, %v", buffer[:n], err)
+	}
+}
+
 func TestTwoInterfaces(t *testing.T) {
 	p := newPod(t, 1500)
 	p.ip(p.peer, "link add peer1 type veth peer name net1 netns "+p.pod)
