@@ -46,12 +46,12 @@ func (l *launcher) Launch(ctx context.Context, launch task.Launch) (task.Machine
 		return nil, err
 	}
 	spec.Dir = sandboxDir(cfg, l.address, l.namespace, launch.ID)
-	if err := prepareDir(ctx, cfg, spec.Dir); err != nil {
+	// First of all, so that "delete" can find what there is whenever this process dies.
+	if err := writeRecord(launch.Bundle, sandboxFile, sandboxRecord{Version: 1, Dir: spec.Dir, Config: cfg}); err != nil {
 		return nil, err
 	}
-	// From here on "delete" can find what there is, whenever this process dies.
-	if err := writeRecord(launch.Bundle, sandboxFile, sandboxRecord{Version: 1, Dir: spec.Dir, Config: cfg}); err != nil {
-		return nil, errors.Join(err, os.RemoveAll(spec.Dir))
+	if err := prepareDir(ctx, cfg, spec.Dir); err != nil {
+		return nil, err
 	}
 	s, err := sandbox.Start(ctx, deps, spec)
 	if err != nil {

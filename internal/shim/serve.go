@@ -42,13 +42,13 @@ func serve(ctx context.Context, a arguments) error {
 	log := openLog(a.bundle, level).With("id", a.id)
 	l, err := inherited()
 	if err != nil {
+		return errors.Join(err, removeSocket(readAddress(a.bundle)))
+	}
+	if err := run(ctx, a, l, log, level); err != nil {
+		log.Error("the shim ends", "error", err)
 		return err
 	}
-	err = run(ctx, a, l, log, level)
-	if err != nil {
-		log.Error("the shim ends", "error", err)
-	}
-	return errors.Join(err, removeSocket(readAddress(a.bundle)))
+	return nil
 }
 
 // run serves on a listener.
@@ -65,7 +65,7 @@ func run(ctx context.Context, a arguments, l net.Listener, log *slog.Logger, lev
 	var called atomic.Bool
 	server, err := newServer(service, log, &called)
 	if err != nil {
-		return err
+		return errors.Join(err, removeSocket(readAddress(a.bundle)))
 	}
 	serving := make(chan error, 1)
 	go func() { serving <- server.Serve(ctx, l) }()
@@ -76,6 +76,8 @@ func run(ctx context.Context, a arguments, l net.Listener, log *slog.Logger, lev
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closePatience)
 	defer cancel()
 	err = errors.Join(err, service.Close(closing))
+	// The socket goes while it is still this process's: later it may be that of another shim with the same ID.
+	err = errors.Join(err, removeSocket(readAddress(a.bundle)))
 	shutDown(server)
 	flushing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushPatience)
 	defer cancel()

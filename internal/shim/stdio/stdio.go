@@ -119,8 +119,8 @@ func (s *Set) HasStdout() bool { return s.outs[0] != nil }
 // HasStderr says whether somebody wants the error output.
 func (s *Set) HasStderr() bool { return s.outs[1] != nil }
 
-// Attach starts the pumps. It is called once, with a stream for each file that was opened, and owns the streams: it closes
-// stdin at its end, and the others when they have ended.
+// Attach starts the pumps. It is called once and owns the streams: it closes stdin at its end, and the others when they have
+// ended. An output without a stream ends at once.
 func (s *Set) Attach(stdin io.WriteCloser, stdout, stderr io.ReadCloser) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -129,10 +129,14 @@ func (s *Set) Attach(stdin io.WriteCloser, stdout, stderr io.ReadCloser) {
 		go pumpInput(stdin, s.stdin)
 	}
 	for i, stream := range []io.ReadCloser{stdout, stderr} {
-		if s.outs[i] == nil || stream == nil {
+		out := s.outs[i]
+		if out == nil {
 			continue
 		}
-		out := s.outs[i]
+		if stream == nil { // nothing will ever come: the client is told so
+			out.close()
+			continue
+		}
 		s.pumps.Go(func() { s.pumpOutput(out, stream) })
 	}
 	go func() {

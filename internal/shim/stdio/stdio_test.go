@@ -186,6 +186,15 @@ func TestNoStreams(t *testing.T) {
 	}
 }
 
+func TestOutputWithoutStreamEnds(t *testing.T) {
+	path := fifo(t, "out")
+	r := reader(t, path)
+	open(t, Names{Stdout: path}).Attach(nil, nil, nil)
+	if b, err := io.ReadAll(r); err != nil || len(b) != 0 {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
 func TestTerminalHasNoStderr(t *testing.T) {
 	out, errs := fifo(t, "out"), fifo(t, "err")
 	reader(t, out)
