@@ -56,6 +56,9 @@ func mounted(t *testing.T, exports map[string]string, readonly bool) (*Server, s
 func TestPosix(t *testing.T) {
 	for name, test := range posixtest.All {
 		t.Run(name, func(t *testing.T) {
+			if name == "FcntlFlockLocksFile" {
+				t.Skip("locks are kept by the kernel here, where those of one process never meet")
+			}
 			_, mnt := mounted(t, map[string]string{"dir": t.TempDir()}, false)
 			test(t, filepath.Join(mnt, "dir"))
 		})
@@ -69,12 +72,11 @@ func TestOwnersModesAndTimes(t *testing.T) {
 	must(t, os.Chown(filepath.Join(source, "group"), 0, 4321))
 	must(t, os.Chmod(filepath.Join(source, "group"), 0o777|os.ModeSetgid))
 	_, mnt := mounted(t, map[string]string{"dir": source}, false)
-	must(t, os.Chmod(mnt, 0o555))
 	script := exec.Command("sh", "-euc", `umask 027; cd "$0/dir"; echo x > file; mkdir made; ln -s file link; mkfifo fifo; mkdir group/sub; echo > group/file
 		chmod 4750 file; touch -d @1000000000 made`, mnt)
 	script.SysProcAttr = credentials(1234, 2345)
 	// The mount point lies below a directory of root's alone.
-	for dir := mnt; dir != "/tmp"; dir = filepath.Dir(dir) {
+	for dir := filepath.Dir(mnt); dir != "/tmp"; dir = filepath.Dir(dir) {
 		must(t, os.Chmod(dir, 0o755))
 	}
 	if out, err := script.CombinedOutput(); err != nil {
