@@ -78,7 +78,7 @@ func (s *Sandbox) CreateContainer(ctx context.Context, spec ContainerSpec) (*Pro
 		{"root file system", c.prepareRoot, c.closeRoot, false},
 		{"disks", c.attachDisks, c.detachDisks, false},
 		{"volumes", c.export, c.unexport, false},
-		{"streams", c.init.openStreams, c.init.closeStreams, false},
+		{"streams", c.init.openStreams, c.init.undoStreams, false},
 		{"guest", c.create, c.deleteInGuest, false},
 	})
 	if err != nil {
@@ -172,7 +172,7 @@ func (c *container) discard(ctx context.Context) error {
 	c.init.finish(Exit{}, fmt.Errorf("container %s is gone: %w", c.spec.ID, errdefs.ErrUnavailable))
 	for _, p := range c.processes() {
 		p.finish(Exit{}, fmt.Errorf("container %s is gone: %w", c.spec.ID, errdefs.ErrUnavailable))
-		p.closeStreams(ctx)
+		p.closeStreams()
 	}
 	if err := c.undo.unwind(ctx); err != nil {
 		return fmt.Errorf("container %s: %w", c.spec.ID, err)

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -146,7 +145,7 @@ func (s *Sandbox) createExec(ctx context.Context, spec ExecSpec) (*Process, erro
 	p.size(process)
 	var undo undoStack
 	err = undo.run(ctx, s.host.after, []step{
-		{"streams", p.openStreams, p.closeStreams, false},
+		{"streams", p.openStreams, p.undoStreams, false},
 		{"guest", func(ctx context.Context) error { return p.createInGuest(ctx, process) }, p.deleteInGuest, false},
 	})
 	c.mu.Lock()
@@ -394,7 +393,7 @@ func (p *Process) deleteExec(ctx context.Context) error {
 	if err := p.deleteInGuest(ctx); err != nil {
 		return err
 	}
-	p.closeStreams(ctx)
+	p.closeStreams()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.execs[p.exec] == p {
@@ -421,21 +420,26 @@ func (p *Process) openStreams(ctx context.Context) error {
 		id := s.streams.Add(1)
 		conn, err := s.channel.Open(ctx, id)
 		if err != nil {
-			return errors.Join(err, p.closeStreams(ctx))
+			p.closeStreams()
+			return err
 		}
 		*wanted.id, *wanted.conn = id, conn
 	}
 	return nil
 }
 
-// closeStreams never fails: a stream that can't be closed has ended.
-func (p *Process) closeStreams(context.Context) error {
+// undoStreams never fails: a stream that can't be closed has ended.
+func (p *Process) undoStreams(context.Context) error {
+	p.closeStreams()
+	return nil
+}
+
+func (p *Process) closeStreams() {
 	for _, conn := range []net.Conn{p.stdin, p.stdout, p.stderr} {
 		if conn != nil {
 			conn.Close()
 		}
 	}
-	return nil
 }
 
 func (p *Process) stdio() *guestapi.Stdio {

@@ -33,7 +33,7 @@ func takeUID(dir string, base, count uint32, owner string) (*uidLock, error) {
 	}
 	// Starting at a place of the owner's own keeps a busy node from trying every uid in use first.
 	hash := fnv.New32a()
-	io.WriteString(hash, owner)
+	hash.Write([]byte(owner))
 	start := hash.Sum32()
 	for i := range count {
 		uid := base + (start%count+i)%count
