@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -18,6 +20,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -203,5 +207,35 @@ func TestSocketSurvivesARestart(t *testing.T) {
 	}
 	if err := p.Close(context.Background()); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestBinary(t *testing.T) {
+	dir := t.TempDir()
+	binary := filepath.Join(dir, "containerd")
+	script := "#!/bin/sh\necho \"$@\" >" + dir + "/args\ncat >" + dir + "/event\n"
+	if err := os.WriteFile(binary, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p := NewPublisher("ns1", NewBinary(binary, "/run/c.sock"), slog.New(slog.DiscardHandler))
+	p.Publish(exit("e1"))
+	if err := p.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	args, err := os.ReadFile(dir + "/args")
+	if want := "--address /run/c.sock publish --topic /tasks/exit --namespace ns1\n"; err != nil || string(args) != want {
+		t.Errorf("arguments %q, %v; want %q", args, err, want)
+	}
+	data, err := os.ReadFile(dir + "/event")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var event anypb.Any
+	if err := proto.Unmarshal(data, &event); err != nil || event.TypeUrl != "containerd.events.TaskExit" {
+		t.Errorf("event %v, %v", &event, err)
+	}
+	err = NewBinary(filepath.Join(dir, "missing"), "").Forward(context.Background(), &types.Envelope{Topic: "/tasks/exit"})
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing binary: %v", err)
 	}
 }
