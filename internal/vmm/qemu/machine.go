@@ -35,12 +35,13 @@ type machine struct {
 	output  *tail
 	disks   disks
 
-	ended chan struct{} // closed when everything is over; reason is valid then
+	ended chan struct{} // closed when everything is over; reason and cause are valid then
 
 	mu       sync.Mutex
 	stopping bool
 	agent    net.Conn // until Dial has given it away
-	reason   error
+	reason   error    // why it ended, for its users
+	cause    error    // the same without the VM's name
 }
 
 // newMachine looks after a process that has just been started, until its end.
@@ -77,7 +78,8 @@ func newMachine(id string, process *jail.Process, c *channels) *machine {
 			vm.agent = nil
 		}
 		if !vm.stopping {
-			vm.reason = vm.explain(process.State())
+			vm.cause = vm.explain(process.State())
+			vm.reason = fmt.Errorf("VM %s: %w", id, vm.cause)
 		}
 		vm.mu.Unlock()
 		close(vm.ended)
@@ -96,8 +98,8 @@ func (vm *machine) abandon(err error) error {
 		_ = vm.process.Kill()
 	}
 	<-vm.ended
-	if vm.reason != nil {
-		return vm.reason
+	if vm.cause != nil {
+		return vm.cause
 	}
 	if said := lastLines(vm.output.String(), maxText); said != "" {
 		return fmt.Errorf("%w; the VMM said %q", err, said)
@@ -130,7 +132,7 @@ func (vm *machine) explain(state *os.ProcessState) error {
 	if said := lastWords(quote.String()); said != "" {
 		what += fmt.Sprintf("; %s said %q", name, said)
 	}
-	return fmt.Errorf("VM %s: %s: %w", vm.id, what, errdefs.ErrUnavailable)
+	return fmt.Errorf("%s: %w", what, errdefs.ErrUnavailable)
 }
 
 // lastWords returns what is worth quoting: from a kernel's last panic on, if there is one, else the end.
@@ -223,7 +225,8 @@ func (vm *machine) gone(doing string) error {
 	return fmt.Errorf("%s VM %s: it has ended: %w", doing, vm.id, errdefs.ErrUnavailable)
 }
 
-// privateBytes sums up the lines Private_Clean, Private_Dirty and Private_Hugetlb of proc_pid_smaps_rollup(5).
+// privateBytes sums up the lines Private_Dirty and Private_Hugetlb of proc_pid_smaps_rollup(5). Clean pages are left out:
+// they are the page cache of QEMU, its libraries and the guest's kernel, which other VMs share and the host can drop.
 func privateBytes(pid int) (int64, error) {
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
 	if err != nil {
@@ -234,7 +237,7 @@ func privateBytes(pid int) (int64, error) {
 	scanner := bufio.NewScanner(f)
 	for scanner.Scan() {
 		fields := strings.Fields(scanner.Text())
-		if len(fields) != 3 || !strings.HasPrefix(fields[0], "Private_") {
+		if len(fields) != 3 || fields[0] != "Private_Dirty:" && fields[0] != "Private_Hugetlb:" {
 			continue
 		}
 		kib, err := strconv.ParseInt(fields[1], 10, 64)

@@ -240,7 +240,7 @@ func bootOnce(ctx context.Context, options ProbeOptions, acceleration vmm.Accele
 	case <-vm.qmp.opened:
 		return "", nil
 	case <-vm.ended:
-		return "", vm.reason
+		return "", vm.cause
 	case <-ctx.Done():
 		if text := lastLines(vm.ConsoleTail(), maxText); text != "" {
 			return fmt.Sprintf("; its console said %q", text), ctx.Err()

@@ -14,6 +14,9 @@
 // socket pair; disks are handed over it as descriptors, opened by the caller and put to use through /dev/fdset. A disk that is
 // attached read-only is handed over as a descriptor that can't write.
 //
+// The kernel may be a bzImage or an uncompressed ELF image with a PVH note (vmlinux). The latter costs each VM some 30 MiB
+// less: QEMU keeps a copy of a bzImage for good, but maps an ELF file from the page cache, and the guest doesn't unpack it.
+//
 // [Probe] finds out whether hardware acceleration works here, by booting a guest, and [Resolve] turns a configured mode into a
 // decision.
 package qemu
@@ -146,6 +149,8 @@ func check(spec vmm.Spec) error {
 		problem = fmt.Sprintf("uid %d, gid %d: a VMM must not run as root", spec.Jail.UID, spec.Jail.GID)
 	case strings.ContainsFunc(strings.Join(spec.KernelArgs, " "), func(r rune) bool { return r < ' ' || r == 0x7f }):
 		problem = "a kernel argument has a control character"
+	case commandLine(spec) > maxCommandLine:
+		problem = fmt.Sprintf("a kernel command line of %d bytes, more than %d: the kernel would cut it off", commandLine(spec), maxCommandLine)
 	case len(spec.NICs) > maxNICs:
 		problem = fmt.Sprintf("%d NICs, more than %d", len(spec.NICs), maxNICs)
 	}
@@ -163,6 +168,13 @@ func check(spec vmm.Spec) error {
 		return fmt.Errorf("%s: %w", problem, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// maxCommandLine is the kernel's COMMAND_LINE_SIZE on x86, without the final NUL.
+const maxCommandLine = 2047
+
+func commandLine(spec vmm.Spec) int {
+	return len(strings.Join(append(kernelArguments(spec), spec.KernelArgs...), " "))
 }
 
 // maxNICs is how many devices the root bus has room for beside the others.

@@ -42,6 +42,7 @@ func TestStartFindsWhatIsMissing(t *testing.T) {
 		"kernel directory": {"/bin/true", func(s *vmm.Spec) { s.Kernel = dir }, errdefs.IsInvalidArgument, "no regular file"},
 		"root":             {"/bin/true", func(s *vmm.Spec) { s.Jail.UID = 0 }, errdefs.IsInvalidArgument, "must not run as root"},
 		"too many vCPUs":   {"/bin/true", func(s *vmm.Spec) { s.VCPUs = 256 }, errdefs.IsInvalidArgument, "vCPUs"},
+		"long arguments":   {"/bin/true", func(s *vmm.Spec) { s.KernelArgs = []string{strings.Repeat("x", maxCommandLine)} }, errdefs.IsInvalidArgument, "command line"},
 		"group MAC":        {"/bin/true", func(s *vmm.Spec) { s.NICs = []vmm.NIC{{Tap: os.Stdin, MAC: []byte{1, 0, 0, 0, 0, 0}, MTU: 1500}} }, errdefs.IsInvalidArgument, "MAC"},
 		"too many NICs":    {"/bin/true", func(s *vmm.Spec) { s.NICs = make([]vmm.NIC, maxNICs+1) }, errdefs.IsInvalidArgument, "NIC"},
 	}
