@@ -96,7 +96,7 @@ func (c *container) addExec(ctx context.Context, id string, spec *specs.Process,
 	}
 	c.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("exec %s of container %s: %w", id, c.id, err)
+		return err
 	}
 	c.events.Publish(&events.TaskExecAdded{ContainerID: c.id, ExecID: id})
 	return nil
@@ -105,7 +105,7 @@ func (c *container) addExec(ctx context.Context, id string, spec *specs.Process,
 func (c *container) createExec(ctx context.Context, id string, spec *specs.Process, names stdio.Names) (*process, error) {
 	io, err := stdio.Open(ctx, names)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("exec %s of container %s: %w", id, c.id, err)
 	}
 	guest, err := c.pod.machine.CreateExec(ctx, sandbox.ExecSpec{
 		Container: c.id, ID: id, Process: spec,
@@ -265,7 +265,7 @@ func (c *container) freeze(ctx context.Context, to state, call func(context.Cont
 		return err
 	}
 	if err := call(ctx, c.id); err != nil {
-		return fmt.Errorf("make container %s %s: %w", c.id, to, err)
+		return err
 	}
 	if err := c.init.move(to); err != nil {
 		return err // it ended meanwhile

@@ -10,7 +10,8 @@ import (
 	"bulkhead.dev/bulkhead/internal/sandbox"
 )
 
-// Machine is a running pod VM: *sandbox.Sandbox, whose methods carry the contract, behind an adapter.
+// Machine is a running pod VM: *sandbox.Sandbox, whose methods carry the contract, behind an adapter. Its errors say what was
+// being done to which container, so they are passed on as they are.
 type Machine interface {
 	CreateContainer(ctx context.Context, spec sandbox.ContainerSpec) (Process, error)
 	CreateExec(ctx context.Context, spec sandbox.ExecSpec) (Process, error)

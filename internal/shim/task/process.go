@@ -106,7 +106,7 @@ func (p *process) start(ctx context.Context) error {
 	defer leave()
 	inGuest, err := p.guest.Start(context.WithoutCancel(ctx))
 	if err != nil {
-		return fmt.Errorf("start %s: %w", p, err)
+		return err
 	}
 	if err := p.move(running); err != nil {
 		return err // can't be: op is held
@@ -194,10 +194,7 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 		p.killed = true
 		p.mu.Unlock()
 	}
-	if err := p.guest.Signal(ctx, signal, all); err != nil {
-		return fmt.Errorf("signal %d to %s: %w", signal, p, err)
-	}
-	return nil
+	return p.guest.Signal(ctx, signal, all)
 }
 
 // killCreated ends an init that was not started. It reports whether that was so.
@@ -226,7 +223,7 @@ func (p *process) delete(ctx context.Context) (sandbox.Exit, error) {
 		return exit, err
 	}
 	if err := p.guest.Delete(ctx); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsUnavailable(err) {
-		return exit, fmt.Errorf("delete %s: %w", p, err)
+		return exit, err
 	}
 	p.io.Close()
 	return exit, p.move(deleted)
@@ -236,8 +233,5 @@ func (p *process) resize(ctx context.Context, width, height uint32) error {
 	if !p.io.Names().Terminal {
 		return fmt.Errorf("resize %s, which has no terminal: %w", p, errdefs.ErrFailedPrecondition)
 	}
-	if err := p.guest.Resize(ctx, width, height); err != nil {
-		return fmt.Errorf("resize the terminal of %s: %w", p, err)
-	}
-	return nil
+	return p.guest.Resize(ctx, width, height)
 }

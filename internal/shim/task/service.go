@@ -72,7 +72,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	}
 	s.mu.Unlock()
 	if err != nil {
-		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
+		return nil, err
 	}
 	s.config.Events.Publish(&events.TaskCreate{
 		ContainerID: r.ID,
@@ -103,16 +103,16 @@ func (s *Service) reserve(id string) error {
 func (s *Service) create(ctx context.Context, r *taskapi.CreateTaskRequest) (*container, error) {
 	spec, err := ReadSpec(r.Bundle)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	io, err := stdio.Open(ctx, stdio.Names{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	p, launched, err := s.podFor(ctx, r, spec)
 	if err != nil {
 		io.Close()
-		return nil, err
+		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	c, err := s.createIn(ctx, p, r, spec, io)
 	if err != nil {
@@ -143,7 +143,7 @@ func (s *Service) createIn(ctx context.Context, p *pod, r *taskapi.CreateTaskReq
 	}
 	mounts, err := rootMounts(r.Bundle, spec, r.Rootfs)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
 	guest, err := p.machine.CreateContainer(ctx, sandbox.ContainerSpec{
 		ID: r.ID, Spec: spec, RootFS: mounts,
@@ -433,7 +433,7 @@ func (s *Service) Pids(ctx context.Context, r *taskapi.PidsRequest) (*taskapi.Pi
 	}
 	pids, err := c.pod.machine.Pids(ctx, c.id)
 	if err != nil {
-		return nil, fmt.Errorf("list the processes of container %s: %w", c.id, err)
+		return nil, err
 	}
 	answer := &taskapi.PidsResponse{Processes: make([]*tasktypes.ProcessInfo, 0, len(pids))}
 	for _, pid := range pids {
@@ -483,10 +483,7 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	if c.kind == pauser {
 		return &emptypb.Empty{}, nil
 	}
-	if err := c.pod.machine.Update(ctx, c.id, &resources); err != nil {
-		return nil, fmt.Errorf("update container %s: %w", c.id, err)
-	}
-	return &emptypb.Empty{}, nil
+	return &emptypb.Empty{}, c.pod.machine.Update(ctx, c.id, &resources)
 }
 
 // Stats implements the task service.

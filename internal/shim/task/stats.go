@@ -84,7 +84,7 @@ func (s *Service) containerMetrics(ctx context.Context, c *container) (*anypb.An
 	}
 	figures, err := c.pod.machine.Stats(ctx, c.id)
 	if err != nil {
-		return nil, fmt.Errorf("figures of container %s: %w", c.id, err)
+		return nil, err
 	}
 	return packMetrics(figures)
 }
@@ -103,7 +103,7 @@ func (s *Service) podMetrics(ctx context.Context, p *pod) (*anypb.Any, error) {
 	}
 	info, err := p.machine.Info(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("figures of sandbox %s: %w", p.id, err)
+		return nil, err
 	}
 	return packMetrics(sum(all, info.Size.MemoryBytes))
 }
