@@ -51,7 +51,7 @@ func (t *tail) drain(r io.Reader) <-chan struct{} {
 		buffer := make([]byte, 2048)
 		for {
 			n, err := r.Read(buffer)
-			t.Write(buffer[:n])
+			_, _ = t.Write(buffer[:n])
 			if err != nil {
 				return
 			}

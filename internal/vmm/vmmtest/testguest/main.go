@@ -154,8 +154,11 @@ func (machine) Disks() ([]testproto.Disk, error) {
 
 func openDisk(lun, flags int) (*os.File, error) {
 	dirs, err := filepath.Glob(fmt.Sprintf("/sys/class/scsi_device/*:*:*:%d/device/block/sd*", lun))
-	if err != nil || len(dirs) != 1 {
-		return nil, fmt.Errorf("disk %d: found %q, %v", lun, dirs, err)
+	if err != nil {
+		return nil, err
+	}
+	if len(dirs) != 1 {
+		return nil, fmt.Errorf("disk %d: found %q", lun, dirs)
 	}
 	return os.OpenFile("/dev/"+filepath.Base(dirs[0]), flags, 0)
 }
