@@ -12,6 +12,9 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// runtimeSpecVersion is the version of the OCI runtime specification that every crun takes.
+const runtimeSpecVersion = "1.0.2"
+
 // object is a JSON object of which the agent changes some fields and hands on the others as they are.
 type object map[string]json.RawMessage
 
@@ -52,6 +55,8 @@ func (b bundleSpec) prepare(raw []byte) (config []byte, oomScoreAdj int, err err
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, 0, fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	// The runtime refuses versions above its own, but skips fields that it doesn't know.
+	spec.set("ociVersion", runtimeSpecVersion)
 	var process object
 	if err := spec.get("process", &process); err != nil {
 		return nil, 0, fmt.Errorf("spec: %w", err)
