@@ -6,6 +6,10 @@
 // On the stream each message is preceded by its length as a 32-bit big-endian number, which does not count itself. The
 // relay does not look into messages. It imports nothing but golang.org/x/sys/unix beside the standard library, since
 // it is part of the agent.
+//
+// The process that carries messages must not itself start programs from the mount: while Go starts a child, the parent
+// stands still until the child's execve is done, which waits for the relay. Start a program from elsewhere first (an
+// OCI runtime) and let that one go on. Opening and reading files is safe.
 package relay
 
 import (
