@@ -30,7 +30,7 @@ func NewID() string { return cell.Token() + strconv.FormatUint(serial.Add(1), 10
 
 // Spec describes a container.
 type Spec struct {
-	// Runtime is one of Runc and Bulkhead.
+	// Runtime is the name of one.
 	Runtime string
 	// Pod is the pod it belongs to; nil: it is a plain container, with a VM of its own where the runtime makes VMs.
 	Pod *Pod

@@ -19,6 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"bulkhead.dev/bulkhead/internal/node"
 )
 
 // BaseImage is the name of the image that [Node.ImportBase] loads: busybox with all its commands, the test program, a user
@@ -175,14 +177,16 @@ func BaseLayer(testprog string) (v1.Layer, error) {
 	return Layer(entries...)
 }
 
-// ImportBase loads the base image, for containers and for CRI.
+// ImportBase loads the base image, for containers and for CRI, where it is also the image of pause containers.
 func (n *Node) ImportBase(ctx context.Context, testprog string) error {
 	layer, err := BaseLayer(testprog)
 	if err != nil {
 		return err
 	}
-	for _, namespace := range []string{Namespace, CRINamespace} {
-		if err := n.Import(InNamespace(ctx, namespace), BaseImage, BaseConfig(), layer); err != nil {
+	for _, at := range []struct{ namespace, reference string }{
+		{Namespace, BaseImage}, {CRINamespace, BaseImage}, {CRINamespace, node.PauseImage},
+	} {
+		if err := n.Import(InNamespace(ctx, at.namespace), at.reference, BaseConfig(), layer); err != nil {
 			return err
 		}
 	}

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,12 +20,8 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-)
 
-// The runtimes that containers can be given.
-const (
-	Runc     = "io.containerd.runc.v2"
-	Bulkhead = "io.containerd.bulkhead.v2"
+	"bulkhead.dev/bulkhead/internal/node"
 )
 
 // The containerd namespaces that are used.
@@ -40,69 +35,96 @@ func InNamespace(ctx context.Context, namespace string) context.Context {
 	return namespaces.WithNamespace(ctx, namespace)
 }
 
-// Options say what a node is made from.
-type Options struct {
-	// Dir is an existing directory for everything the node keeps.
-	Dir string
-	// Binaries is the directory of containerd, the shims, runc and the CNI plugins; what isn't there is searched in PATH.
-	Binaries string
-	// Guest is the directory of the guest image.
-	Guest string
-	// Acceleration is the runtime's setting: "auto", "hardware" or "emulated".
-	Acceleration string
-}
-
-// Node is a running private containerd.
+// Node is a running private containerd and a client of it.
 type Node struct {
+	*node.Node
+	// Client is nil while containerd is stopped.
 	Client *client.Client
 
-	options Options
-	daemon  *exec.Cmd
-	ended   chan struct{} // closed when daemon has ended
+	options node.Options
 }
 
 // Start starts containerd and returns when it answers.
-func Start(ctx context.Context, options Options) (*Node, error) {
+func Start(ctx context.Context, options node.Options) (*Node, error) {
 	n := &Node{options: options}
-	for _, dir := range []string{"bulkhead", "run", "fifo", "cni", "tmp"} {
-		if err := os.MkdirAll(n.Path(dir), 0o755); err != nil {
-			return nil, fmt.Errorf("make the node's directories: %w", err)
-		}
-	}
-	// The guest image is shared by all runs; everything else below the state directory is the run's own.
-	if err := os.Symlink(options.Guest, n.Path("bulkhead/guest")); err != nil && !errors.Is(err, os.ErrExist) {
-		return nil, fmt.Errorf("link the guest image into the state directory: %w", err)
-	}
-	files := map[string]string{"containerd.toml": n.containerdConfig(), "bulkhead.toml": n.RuntimeConfig(nil), "cni/10-test.conflist": cniConfig}
-	for name, content := range files {
-		if err := os.WriteFile(n.Path(name), []byte(content), 0o644); err != nil {
-			return nil, fmt.Errorf("write the node's configuration: %w", err)
-		}
-	}
 	if err := n.StartDaemon(ctx); err != nil {
 		return nil, err
+	}
+	if err := os.Mkdir(n.Path("fifo"), 0o711); err != nil {
+		return nil, fmt.Errorf("make the node's directory of FIFOs: %w", err)
 	}
 	return n, nil
 }
 
+// StartDaemon starts containerd on the node's directory, the first time or after [Node.StopDaemon].
+func (n *Node) StartDaemon(ctx context.Context) error {
+	var err error
+	if n.Node, err = node.Start(ctx, n.options); err != nil {
+		return err
+	}
+	n.Client, err = client.New(n.Socket(), client.WithDefaultNamespace(Namespace), client.WithTimeout(time.Minute))
+	if err != nil {
+		return fmt.Errorf("connect to containerd: %w", err)
+	}
+	return nil
+}
+
+// StopDaemon ends containerd with a signal and waits for its end. Shims and containers live on.
+func (n *Node) StopDaemon(signal syscall.Signal) error {
+	pid, err := n.PID()
+	if err != nil {
+		return err
+	}
+	if pid == 0 {
+		return errors.New("containerd doesn't run")
+	}
+	if n.Client != nil {
+		err = n.Client.Close()
+		n.Client = nil
+	}
+	err = errors.Join(err, syscall.Kill(pid, signal))
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		now, failure := n.PID()
+		if failure != nil || now != pid {
+			return errors.Join(err, failure)
+		}
+		if time.Now().After(deadline) {
+			return errors.Join(err, fmt.Errorf("containerd did not end within a minute of %v", signal))
+		}
+	}
+}
+
+// Stop ends everything and removes the node.
+func (n *Node) Stop(ctx context.Context) error {
+	var err error
+	if n.Client != nil {
+		err = n.Client.Close()
+	}
+	return errors.Join(err, n.Node.Stop(ctx))
+}
+
 // Path returns a path below the node's directory.
-func (n *Node) Path(name string) string { return filepath.Join(n.options.Dir, name) }
+func (n *Node) Path(name string) string { return filepath.Join(n.Dir(), name) }
 
-// Socket is the path of containerd's socket, for CRI as well.
-func (n *Node) Socket() string { return n.Path("containerd.sock") }
+// RunDir is where the runtime keeps its sockets and the records of running sandboxes.
+func (n *Node) RunDir() string { return filepath.Join(filepath.Dir(n.Socket()), "run") }
 
-// Log is the path of what containerd and its shims logged.
-func (n *Node) Log() string { return n.Path("containerd.log") }
-
-// PID of containerd.
-func (n *Node) PID() int { return n.daemon.Process.Pid }
+// Bridge is the device that CNI makes for the first pod with a network, and keeps.
+func (n *Node) Bridge() string {
+	sockets := filepath.Dir(n.Socket())
+	return "bh" + sockets[len(sockets)-8:]
+}
 
 // RuntimeConfig returns a configuration of the runtime for this node. The overrides are by "table.key", or "key" where the key
 // is in no table, and their values are TOML's.
 func (n *Node) RuntimeConfig(overrides map[string]string) string {
 	values := map[string]string{
-		"version": "1", "state_dir": strconv.Quote(n.Path("bulkhead")), "run_dir": strconv.Quote(n.Path("run")),
-		"vmm.acceleration": strconv.Quote(n.options.Acceleration), "log.level": `"debug"`,
+		"version": "1", "state_dir": strconv.Quote(n.Path("bulkhead")), "run_dir": strconv.Quote(n.RunDir()),
+		"guest.kernel":    strconv.Quote(filepath.Join(n.options.Guest, "kernel")),
+		"guest.initramfs": strconv.Quote(filepath.Join(n.options.Guest, "initramfs")),
+	}
+	if n.options.Acceleration != "" {
+		values["vmm.acceleration"] = strconv.Quote(n.options.Acceleration)
 	}
 	maps.Copy(values, overrides)
 	var top, tables strings.Builder
@@ -124,162 +146,13 @@ func (n *Node) RuntimeConfig(overrides map[string]string) string {
 
 // Configure replaces the runtime's configuration file, for shims that start from now on. It returns what puts the old one back.
 func (n *Node) Configure(content string) (restore func() error, err error) {
-	path := n.Path("bulkhead.toml")
+	path := n.Path("runtime.toml")
 	old, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("configure the runtime: %w", err)
 	}
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("configure the runtime: %w", err)
 	}
 	return func() error { return os.WriteFile(path, old, 0o644) }, nil
 }
-
-// StartDaemon starts containerd on the node's directory, the first time or after [Node.StopDaemon].
-func (n *Node) StartDaemon(ctx context.Context) error {
-	log, err := os.OpenFile(n.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	binary := filepath.Join(n.options.Binaries, "containerd")
-	daemon := exec.Command(binary, "--config", n.Path("containerd.toml"))
-	daemon.Env = append(os.Environ(),
-		"PATH="+n.options.Binaries+":"+os.Getenv("PATH"),
-		"BULKHEAD_CONFIG="+n.Path("bulkhead.toml"),
-		"TMPDIR="+n.Path("tmp"),
-	)
-	daemon.Stdout, daemon.Stderr = log, log
-	if err := daemon.Start(); err != nil {
-		return fmt.Errorf("start %s: %w", binary, err)
-	}
-	n.daemon, n.ended = daemon, make(chan struct{})
-	go func() {
-		defer close(n.ended)
-		_ = daemon.Wait()
-	}()
-	if err := n.connect(ctx); err != nil {
-		return errors.Join(err, n.StopDaemon(syscall.SIGKILL))
-	}
-	return nil
-}
-
-// connect waits until containerd answers.
-func (n *Node) connect(ctx context.Context) error {
-	deadline := time.Now().Add(time.Minute)
-	for {
-		c, err := client.New(n.Socket(), client.WithDefaultNamespace(Namespace), client.WithTimeout(5*time.Second))
-		if err == nil {
-			var serving bool
-			if serving, err = c.IsServing(ctx); err == nil && serving {
-				n.Client = c
-				return nil
-			}
-			err = errors.Join(err, c.Close())
-		}
-		select {
-		case <-n.ended:
-			return fmt.Errorf("containerd ended at once: %s", n.LogTail())
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(100 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("containerd doesn't answer: %w: %s", err, n.LogTail())
-		}
-	}
-}
-
-// StopDaemon ends containerd with a signal and waits for its end. Shims and containers live on.
-func (n *Node) StopDaemon(signal syscall.Signal) error {
-	var err error
-	if n.Client != nil {
-		err = n.Client.Close()
-		n.Client = nil
-	}
-	err = errors.Join(err, n.daemon.Process.Signal(signal))
-	select {
-	case <-n.ended:
-		return err
-	case <-time.After(30 * time.Second):
-		_ = n.daemon.Process.Kill()
-		<-n.ended
-		return errors.Join(err, fmt.Errorf("containerd did not end within 30 s of %v", signal))
-	}
-}
-
-// LogTail returns the last lines of the log.
-func (n *Node) LogTail() string {
-	data, err := os.ReadFile(n.Log())
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(lines[max(0, len(lines)-30):], "\n")
-}
-
-// containerdConfig is the configuration of a node for tests: like a server's, in a directory of its own.
-func (n *Node) containerdConfig() string {
-	var handlers strings.Builder
-	for _, h := range []struct{ name, runtime, sandboxer string }{
-		{"runc", Runc, "podsandbox"},
-		{"bulkhead", Bulkhead, "podsandbox"},
-		{"bulkhead-shim", Bulkhead, "shim"},
-	} {
-		fmt.Fprintf(&handlers, `
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s]
-runtime_type = %q
-sandboxer = %q
-pod_annotations = ["bulkhead.dev/*"]
-`, h.name, h.runtime, h.sandboxer)
-	}
-	return fmt.Sprintf(`version = 3
-root = %[1]q
-state = %[2]q
-disabled_plugins = ["io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp"]
-
-[grpc]
-address = %[3]q
-
-[debug]
-level = "debug"
-
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
-sandbox = %[4]q
-
-# This machine may be without CAP_SYS_RESOURCE, and its hierarchies of control groups without hugetlb.
-[plugins.'io.containerd.cri.v1.runtime']
-restrict_oom_score_adj = true
-tolerate_missing_hugetlb_controller = true
-netns_mounts_under_state_dir = true
-disable_apparmor = true
-enable_cdi = false
-
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = [%[5]q, %[8]q]
-conf_dir = %[6]q
-use_internal_loopback = true
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
-%[7]s
-`, n.Path("root"), n.Path("state"), n.Socket(), BaseImage, n.options.Binaries, n.Path("cni"), handlers.String(), filepath.Join(n.options.Binaries, "cni"))
-}
-
-// Bridge is the device that CNI makes for the first pod with a network and keeps.
-const Bridge = "bulktest0"
-
-// cniConfig is a bridge in the namespace of containerd, without a need for iptables.
-const cniConfig = `{
-  "cniVersion": "1.0.0",
-  "name": "test",
-  "plugins": [{
-    "type": "bridge", "bridge": "` + Bridge + `", "isGateway": true, "ipMasq": false, "mtu": 1400,
-    "ipam": {
-      "type": "host-local", "dataDir": "/run/cni-ipam",
-      "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]],
-      "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-    }
-  }]
-}
-`

@@ -49,7 +49,7 @@ func TestBadConfiguration(t *testing.T) {
 		"corrupt kernel":      {map[string]string{"guest.kernel": quote(garbage), "guest.boot_timeout": `"20s"`}, nil},
 		"corrupt initramfs":   {map[string]string{"guest.initramfs": quote(garbage), "guest.boot_timeout": `"20s"`}, nil},
 		"VMM not installed":   {map[string]string{"vmm.binary": `"/nowhere/qemu"`}, []string{"/nowhere/qemu"}},
-		"unknown key":         {map[string]string{"guest.colour": `"red"`}, []string{"colour", "bulkhead.toml:"}},
+		"unknown key":         {map[string]string{"guest.colour": `"red"`}, []string{"colour", "runtime.toml:"}},
 		"unknown version":     {map[string]string{"version": "99"}, []string{"99"}},
 		"value out of range":  {map[string]string{"guest.boot_timeout": `"soon"`}, []string{"boot_timeout", "soon"}},
 		"no agent":            {map[string]string{"guest.kernel_args": `["rdinit=/nothing"]`, "guest.boot_timeout": `"20s"`}, nil},
@@ -66,7 +66,7 @@ func TestBadConfiguration(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { restoreConfig(t, restore) })
-		refused(t, kit.Spec{}, "bulkhead.toml:1")
+		refused(t, kit.Spec{}, "runtime.toml:1")
 	})
 }
 

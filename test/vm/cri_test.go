@@ -17,14 +17,15 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"bulkhead.dev/bulkhead/internal/node"
 	"bulkhead.dev/bulkhead/test/cell"
 	"bulkhead.dev/bulkhead/test/kit"
 )
 
 // handlers are the CRI runtime handlers to test: containerd's two ways to run a pod's sandbox. runc has the first only.
 func handlers() []string {
-	if suite.runtime == kit.Bulkhead {
-		return []string{"bulkhead", "bulkhead-shim"}
+	if suite.runtime == node.RuntimeBulkhead {
+		return []string{"bulkhead", "bulkhead-sandboxer"}
 	}
 	return []string{"runc"}
 }
@@ -46,6 +47,7 @@ type criPod struct {
 	service cri.RuntimeServiceClient
 	config  *cri.PodSandboxConfig
 	id, ip  string
+	removed bool
 	ip6     []string
 }
 
@@ -85,8 +87,13 @@ func containerPIDs() *cri.NamespaceOption {
 	return &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
 }
 
+// remove stops and removes the pod, if it wasn't before.
 func (p *criPod) remove() {
 	p.t.Helper()
+	if p.removed {
+		return
+	}
+	p.removed = true
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.ctx), 3*time.Minute)
 	defer cancel()
 	if _, err := p.service.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
@@ -260,11 +267,27 @@ func testPodNetwork(t *testing.T, p *criPod, container string) {
 		}
 	}()
 	port := listener.Addr().(*net.TCPAddr).Port
-	for gateway, source := range map[string]string{"10.77.0.1": p.ip, "[fd77::1]": strings.Join(p.ip6, "")} {
-		eventuallyIn(p, container, fmt.Sprintf("testprog dial %s:%d x", gateway, port), source)
+	bridge, err := net.InterfaceByName(suite.node.Bridge())
+	if err != nil {
+		t.Fatal(err)
 	}
-	p.expect(container, "cat /sys/class/net/eth0/mtu", "1400")
-	p.expect(container, "ip route | grep -c '^default via 10.77.0.1'", "1")
+	addresses, err := bridge.Addrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range addresses {
+		gateway := address.(*net.IPNet).IP
+		source := p.ip
+		if gateway.To4() == nil {
+			source = strings.Join(p.ip6, "")
+		}
+		if gateway.IsLinkLocalUnicast() {
+			continue
+		}
+		eventuallyIn(p, container, fmt.Sprintf("testprog dial %s x", net.JoinHostPort(gateway.String(), fmt.Sprint(port))), source)
+		p.expect(container, fmt.Sprintf("(ip route; ip -6 route) | grep -c '^default via %s '", gateway), "1")
+	}
+	p.expect(container, "cat /sys/class/net/eth0/mtu", fmt.Sprint(bridge.MTU))
 }
 
 // testLogs compares what kubectl logs would show with what the container wrote, of both streams, to the last byte.

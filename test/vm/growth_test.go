@@ -61,7 +61,7 @@ func TestSandboxCycles(t *testing.T) {
 			t.Fatalf("%+v (%v)", result, err)
 		}
 	}, func() map[string]int {
-		return map[string]int{"containerd's descriptors": descriptors(t, suite.node.PID())}
+		return map[string]int{"containerd's descriptors": descriptors(t, daemon())}
 	})
 }
 

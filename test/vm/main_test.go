@@ -15,12 +15,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 
+	"bulkhead.dev/bulkhead/internal/node"
 	"bulkhead.dev/bulkhead/test/cell"
 	"bulkhead.dev/bulkhead/test/kit"
 	"bulkhead.dev/bulkhead/test/leak"
@@ -55,7 +55,7 @@ func TestMain(m *testing.M) {
 }
 
 func setUp() error {
-	suite.runtime = cmpOr(os.Getenv("BULKHEAD_TEST_RUNTIME"), kit.Bulkhead)
+	suite.runtime = cmpOr(os.Getenv("BULKHEAD_TEST_RUNTIME"), node.RuntimeBulkhead)
 	binaries, err := filepath.Abs(cmpOr(os.Getenv("BULKHEAD_TEST_BIN"), "../../bin"))
 	if err != nil {
 		return err
@@ -77,8 +77,8 @@ func setUp() error {
 	if err != nil {
 		return err
 	}
-	suite.node, err = kit.Start(ctx, kit.Options{
-		Dir: filepath.Join(suite.dir, "node"), Binaries: binaries, Guest: guest,
+	suite.node, err = kit.Start(ctx, node.Options{
+		Dir: filepath.Join(suite.dir, "node"), Bin: binaries, Guest: guest,
 		Acceleration: cmpOr(os.Getenv("BULKHEAD_TEST_ACCELERATION"), "auto"),
 	})
 	if err != nil {
@@ -89,12 +89,11 @@ func setUp() error {
 
 func tearDown() error {
 	err := dropShared()
-	err = errors.Join(err, suite.node.StopDaemon(syscall.SIGTERM))
 	if os.Getenv("BULKHEAD_TEST_KEEP") != "" {
 		fmt.Fprintln(os.Stderr, "kept:", suite.dir)
 		return err
 	}
-	return errors.Join(err, os.RemoveAll(suite.dir))
+	return errors.Join(err, suite.node.Stop(context.Background()), os.RemoveAll(suite.dir))
 }
 
 func cmpOr(values ...string) string {
@@ -108,25 +107,22 @@ func cmpOr(values ...string) string {
 
 // scope is where a runtime's files may be, less what grows by design: caches and logs.
 func scope() leak.Scope {
-	node := suite.node
+	path := suite.node.Path
 	return leak.Scope{
 		Dirs: []string{
-			node.Path("run"), node.Path("fifo"), node.Path("tmp"), node.Path("bulkhead"), node.Path("state"), "/run", "/dev/shm",
-			node.Path("root/io.containerd.runtime.v2.task"), node.Path("root/io.containerd.grpc.v1.cri"),
-			node.Path("root/io.containerd.sandbox.controller.v1.shim"), "/var/lib/bulkhead",
+			path("fifo"), path("tmp"), path("bulkhead"), path("state"), path("ipam"), "/run", "/dev/shm",
+			path("root/io.containerd.runtime.v2.task"), path("root/io.containerd.grpc.v1.cri"),
+			path("root/io.containerd.sandbox.controller.v1.shim"), "/var/lib/bulkhead",
 		},
-		Links: []string{kit.Bridge},
-		Flat:  []string{node.Path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
-		Ignore: []string{
-			node.Path("bulkhead/layers"), node.Path("bulkhead/guest"), node.Path("bulkhead/probe*"),
-			"/run/cni-ipam/test/last_reserved_ip.*", "/run/cni-ipam/test/lock",
-		},
+		Flat:   []string{path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
+		Ignore: []string{path("bulkhead/layers"), path("ipam/pod/last_reserved_ip.*"), path("ipam/pod/lock")},
 		Permanent: []string{
-			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test", "/run/containerd/runc/k8s.io",
-			node.Path("root/io.containerd.runtime.v2.task/*"), node.Path("state/io.containerd.runtime.v2.task/*"),
-			"/run/cni-ipam", "/run/cni-ipam/test",
-			node.Path("root/io.containerd.grpc.v1.cri/*"), node.Path("state/io.containerd.grpc.v1.cri/*"),
+			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test",
+			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/pod"),
+			path("root/io.containerd.runtime.v2.task/*"), path("state/io.containerd.runtime.v2.task/*"),
+			path("root/io.containerd.grpc.v1.cri/*"), path("state/io.containerd.grpc.v1.cri/*"),
 		},
+		Links: []string{suite.node.Bridge()},
 	}
 }
 
@@ -281,7 +277,7 @@ func prints(t *testing.T, buffer *kit.Buffer, text string) {
 // onlyVM skips a test of what only a VM has.
 func onlyVM(t *testing.T, why string) {
 	t.Helper()
-	if suite.runtime != kit.Bulkhead {
+	if suite.runtime != node.RuntimeBulkhead {
 		t.Skipf("not with %s: %s", suite.runtime, why)
 	}
 }
