@@ -17,6 +17,10 @@ import (
 // mountsDir is where the guest makes the mounts of a CreateContainerRequest (see guest.proto).
 const mountsDir = "/run/bulkhead/mounts/"
 
+// guestOCIVersion is of the spec that the guest is given. Runtimes refuse versions they don't know (crun 1.8 all but 1.0), and
+// pass over fields they don't know.
+const guestOCIVersion = "1.0.2"
+
 // translation is what a container's OCI spec means for the guest.
 type translation struct {
 	// Spec is for the OCI runtime in the guest.
@@ -80,7 +84,7 @@ func translate(in *specs.Spec, env surroundings) (translation, error) {
 		return translation{}, err
 	}
 	t := translation{Spec: &specs.Spec{
-		Version: in.Version,
+		Version: guestOCIVersion,
 		Process: process,
 		Root:    &specs.Root{Path: "rootfs", Readonly: in.Root != nil && in.Root.Readonly},
 	}}
