@@ -44,13 +44,16 @@ func (d *demo) up(ctx context.Context, out io.Writer) error {
 	if _, err := guestimage.Open(d.guest()); err != nil {
 		return fmt.Errorf("open guest image: %w", err)
 	}
-	_, options, err := d.node()
+	n, options, err := d.node()
 	if err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "containerd: starting")
-	n, err := node.Start(ctx, options)
-	if err != nil {
+	if pid, err := n.PID(); err == nil && pid != 0 {
+		fmt.Fprintln(out, "containerd: runs already")
+	} else {
+		fmt.Fprintln(out, "containerd: starting")
+	}
+	if _, err := node.Start(ctx, options); err != nil {
 		return err
 	}
 	if err := importDemoImage(ctx, n); err != nil {
@@ -62,7 +65,7 @@ func (d *demo) up(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "  %-28s %s    the host's kernel\n", "runc:", host)
+	fmt.Fprintf(out, "  %-28s %-26s the host's kernel\n", "runc:", host)
 	acceleration, warning, err := demoAcceleration(ctx, n)
 	if err != nil {
 		return err
@@ -72,7 +75,7 @@ func (d *demo) up(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "  %-28s %s    its own kernel, in a VM (%.1f s from start to end)\n\n", "io.containerd.bulkhead.v2:", guest, time.Since(began).Seconds())
+	fmt.Fprintf(out, "  %-28s %-26s its own kernel, in a VM (%.1f s from start to end)\n\n", "io.containerd.bulkhead.v2:", guest, time.Since(began).Seconds())
 	if guest == host {
 		return fmt.Errorf("both containers saw kernel %s: the sandbox is none", host)
 	}
