@@ -5,6 +5,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -21,6 +22,9 @@ import (
 )
 
 const testNamespace = "bulkhead-node-test"
+
+// containerID is the same in one run of the tests, and differs between runs: FIFOs of all containerds are in one directory.
+func containerID() string { return fmt.Sprintf("running-%d", os.Getpid()) }
 
 func programs(t *testing.T) string {
 	t.Helper()
@@ -110,6 +114,9 @@ func checkGone(t *testing.T, n *Node) {
 	if points := mountPoints(string(mounts), n.dir, n.sockets); len(points) > 0 {
 		t.Errorf("mounts are left: %q", points)
 	}
+	if left, _ := filepath.Glob(filepath.Join(fifos, "*", containerID()+"-*")); len(left) > 0 {
+		t.Errorf("FIFOs are left: %q", left)
+	}
 	for _, pattern := range []string{"/sys/fs/cgroup/" + testNamespace, "/sys/fs/cgroup/*/" + testNamespace} {
 		if groups, _ := filepath.Glob(pattern); len(groups) > 0 {
 			t.Errorf("cgroups are left: %q", groups)
@@ -137,7 +144,7 @@ func TestNodeRunsContainersAndLeavesNothing(t *testing.T) {
 		t.Errorf("a second Start has containerd %d, %v; want %d", second, err, pid)
 	}
 
-	ctr(t, n, "run", "--detach", "--runc-root", n.RuncRoot(), name, "running", "sleep", "1000")
+	ctr(t, n, "run", "--detach", "--runc-root", n.RuncRoot(), name, containerID(), "sleep", "1000")
 	if err := n.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +173,7 @@ func TestStopAfterACrash(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			n := start(t)
 			name := load(t, n)
-			ctr(t, n, "run", "--detach", "--runc-root", n.RuncRoot(), name, "running", "sleep", "1000")
+			ctr(t, n, "run", "--detach", "--runc-root", n.RuncRoot(), name, containerID(), "sleep", "1000")
 			var container int
 			for _, field := range strings.Fields(ctr(t, n, "tasks", "list")) {
 				if pid, err := strconv.Atoi(field); err == nil {

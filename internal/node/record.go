@@ -21,7 +21,7 @@ type record struct {
 }
 
 // shared are directories outside of the node that its containers may make, the innermost first.
-var shared = []string{"/run/containerd/fifo", "/run/containerd/s", "/run/containerd/runc", "/run/containerd", "/run/netns"}
+var shared = []string{fifos, "/run/containerd/s", "/run/containerd/runc", "/run/containerd", "/run/netns"}
 
 // record writes the record, once in the life of the node's directory.
 func (n *Node) record() error {
@@ -46,6 +46,35 @@ func (n *Node) record() error {
 		return fmt.Errorf("write the node's record: %w", err)
 	}
 	return nil
+}
+
+// fifos is where clients put the FIFOs of a container's streams, whichever containerd runs it.
+const fifos = "/run/containerd/fifo"
+
+// removeFIFOs removes those that "ctr run --detach" left for the tasks: it has no other moment to do so. They are known by
+// the container's id in their name and by being younger than the node.
+func (n *Node) removeFIFOs(tasks []string) error {
+	record, err := os.Stat(n.path("node.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the node's record: %w", err)
+	}
+	var errs []error
+	for _, id := range tasks {
+		for _, stream := range []string{"stdin", "stdout", "stderr"} {
+			found, _ := filepath.Glob(filepath.Join(fifos, "*", id+"-"+stream)) // containerd's ids have no pattern in them
+			for _, fifo := range found {
+				if info, err := os.Lstat(fifo); err != nil || info.ModTime().Before(record.ModTime()) {
+					continue
+				}
+				errs = append(errs, os.Remove(fifo))
+				_ = os.Remove(filepath.Dir(fifo)) // with the last of them
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeShared removes what the record names, where it is empty.

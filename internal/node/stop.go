@@ -32,10 +32,11 @@ func (n *Node) Stop(ctx context.Context) error {
 	if errors.Is(dirErr, fs.ErrNotExist) && errors.Is(socketsErr, fs.ErrNotExist) {
 		return nil
 	}
+	tasks := n.bundles()
 	errs := []error{n.drain(ctx)}
 	namespaces := n.namespaces()
 	busy := errors.Join(n.endProcesses(ctx), n.deleteOrphans(ctx), n.unmountAll())
-	errs = append(errs, busy, n.removeBridge(), n.removeShared())
+	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks), n.removeShared())
 	removeCgroups(namespaces)
 	if busy == nil { // else something still uses the files, and the next Stop needs them
 		errs = append(errs, os.RemoveAll(n.sockets), os.RemoveAll(n.dir))
@@ -66,6 +67,19 @@ func (n *Node) drain(ctx context.Context) error {
 		errs = append(errs, n.drainNamespace(ctx, namespace))
 	}
 	return errors.Join(errs...)
+}
+
+// bundles returns the ids of containers with tasks, running or dead, from the directories that containerd has for them.
+func (n *Node) bundles() []string {
+	namespaces, _ := os.ReadDir(n.path("state/io.containerd.runtime.v2.task")) // not there: there are none
+	var ids []string
+	for _, namespace := range namespaces {
+		tasks, _ := os.ReadDir(n.path(filepath.Join("state/io.containerd.runtime.v2.task", namespace.Name())))
+		for _, task := range tasks {
+			ids = append(ids, task.Name())
+		}
+	}
+	return ids
 }
 
 // namespaces returns containerd's namespaces that ever had a container, from the directories that it made for them.
