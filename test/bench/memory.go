@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"bulkhead.dev/bulkhead/test/kit"
+	"bulkhead.dev/bulkhead/test/leak"
+)
+
+// hostMemory is the private memory, in MiB, of the processes that a pod has beside its containers': its shim, and what that
+// one has started, the VMM. What a container of runc uses itself is not in it; the guest's memory is in the VMM's.
+func hostMemory(id string) (pod, shim float64, err error) {
+	all, err := leak.Processes()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, p := range all {
+		isShim := strings.HasPrefix(p.Name, "containerd-shim") && strings.Contains(p.Command, " "+id)
+		isVMM := strings.Contains(p.Command, "qemu-system-")
+		if !isShim && !isVMM {
+			continue
+		}
+		bytes, err := private(p.PID)
+		if err != nil {
+			return 0, 0, err
+		}
+		pod += bytes / (1 << 20)
+		if isShim {
+			shim += bytes / (1 << 20)
+		}
+	}
+	if shim == 0 {
+		return 0, 0, fmt.Errorf("no shim of container %s was found", id)
+	}
+	return pod, shim, nil
+}
+
+// private sums the memory that is one process's alone, in bytes, as the kernel's smaps_rollup has it. Pages in swap count too.
+func private(pid int) (float64, error) {
+	path := filepath.Join("/proc", fmt.Sprint(pid), "smaps_rollup")
+	file, err := os.Open(path)
+	if err != nil {
+		return 0, fmt.Errorf("read the memory of process %d: %w", pid, err)
+	}
+	defer file.Close()
+	var sum float64
+	lines := bufio.NewScanner(file)
+	for lines.Scan() {
+		var name string
+		var kib float64
+		if _, err := fmt.Sscanf(lines.Text(), "%s %f", &name, &kib); err != nil {
+			continue // the heading
+		}
+		switch name {
+		case "Private_Clean:", "Private_Dirty:", "Private_Hugetlb:", "Swap:":
+			sum += kib * 1024
+		}
+	}
+	return sum, lines.Err()
+}
+
+// growth makes and removes sandboxes, and compares what there is before and after. A few cycles go ahead, in which pools and
+// caches fill.
+func (b *bench) growth(ctx context.Context, runtimes []string) ([]row, error) {
+	rows := []row{
+		{name: "Open files of containerd", limit: most(0)},
+		{name: "Processes", limit: most(0)},
+		{name: "Files in memory (/run, /dev/shm) and of the runtime", limit: most(0)},
+		{name: "Mounts, links, namespaces, sockets, control groups", limit: most(0)},
+	}
+	for i := range rows {
+		rows[i].name += fmt.Sprintf(": growth in %d cycles", b.cycles)
+	}
+	scope := leak.Scope{Dirs: []string{"/run", "/dev/shm", b.node.Path("bulkhead"), b.node.Path("state"), b.node.Path("fifo")}}
+	for r, runtime := range runtimes {
+		if err := b.cycle(ctx, runtime, 3); err != nil {
+			return nil, err
+		}
+		things, err := leak.Take(scope)
+		if err != nil {
+			return nil, err
+		}
+		descriptors, err := b.descriptors()
+		if err != nil {
+			return nil, err
+		}
+		if err := b.cycle(ctx, runtime, b.cycles); err != nil {
+			return nil, err
+		}
+		more, err := leak.Wait(things, scope)
+		if err != nil {
+			return nil, err
+		}
+		now, err := b.descriptors()
+		if err != nil {
+			return nil, err
+		}
+		var grown [3]float64
+		for _, thing := range more {
+			progress("left behind: %s", thing)
+			switch {
+			case strings.HasPrefix(thing, "process "):
+				grown[0]++
+			case strings.HasPrefix(thing, "file "):
+				grown[1]++
+			default:
+				grown[2]++
+			}
+		}
+		rows[0].values[r].add(float64(now - descriptors))
+		for i, n := range grown {
+			rows[i+1].values[r].add(n)
+		}
+	}
+	return rows, nil
+}
+
+// descriptors counts the open files of containerd.
+func (b *bench) descriptors() (int, error) {
+	pid, err := b.node.PID()
+	if err != nil {
+		return 0, err
+	}
+	open, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(pid), "fd"))
+	if err != nil {
+		return 0, fmt.Errorf("count the open files of containerd: %w", err)
+	}
+	return len(open), nil
+}
+
+func (b *bench) cycle(ctx context.Context, runtime string, times int) error {
+	for i := range times {
+		if i%10 == 0 {
+			progress("%s: cycle %d of %d", runtime, i, times)
+		}
+		result, err := b.node.Run(ctx, kit.Spec{Runtime: runtime, Args: []string{"/bin/true"}})
+		if err != nil {
+			return fmt.Errorf("cycle %d of %s: %w", i, runtime, err)
+		}
+		if result.Status != 0 {
+			return fmt.Errorf("cycle %d of %s: status %d: %s", i, runtime, result.Status, result.Stderr)
+		}
+	}
+	return nil
+}
