@@ -32,6 +32,10 @@ import (
 
 func TestMain(m *testing.M) {
 	jail.Main()
+	if plan := os.Getenv(doomedPlan); plan != "" {
+		fmt.Fprintln(os.Stderr, doomed(plan))
+		os.Exit(1)
+	}
 	os.Exit(m.Run())
 }
 
@@ -64,8 +68,8 @@ func newPod(t *testing.T) *pod {
 		},
 		spec: sandbox.Spec{
 			ID: "vm-test-" + strconv.Itoa(os.Getpid()), Namespace: "test", Dir: t.TempDir(), Hostname: "pod-0",
-			CgroupsPath: "/bulkhead-test/pod/one",
-			Size:        sizing.Size{VCPUs: 1, MemoryBytes: 324 << 20, ScratchBytes: 1 << 30},
+			CgroupsPath: fmt.Sprintf("/bulkhead-test/vm-test-%d/one", os.Getpid()),
+			Size:        sizing.Size{VCPUs: 1, MemoryBytes: 292 << 20, ScratchBytes: 1 << 30},
 			Sysctls:     map[string]string{"net.core.somaxconn": "77"},
 		},
 		layer: t.TempDir(), uppers: t.TempDir(),
@@ -173,12 +177,13 @@ func (p *pod) left(t *testing.T) []string {
 	}
 	for _, path := range status {
 		data, _ := os.ReadFile(path)
-		if strings.Contains(string(data), "\nUid:\t29000") {
+		// A zombie is nobody's but process 1's.
+		if strings.Contains(string(data), "\nUid:\t29000") && !strings.Contains(string(data), "State:\tZ") {
 			left = append(left, path)
 		}
 	}
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() && strings.Contains(path, "bulkhead-test") {
+		if err == nil && d.IsDir() && strings.Contains(d.Name(), p.spec.ID) {
 			left = append(left, path)
 		}
 		return nil
@@ -306,6 +311,82 @@ func TestSilentGuest(t *testing.T) {
 	_, err := sandbox.Start(t.Context(), p.deps, p.spec)
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "100ms") {
 		t.Errorf("Start: %v", err)
+	}
+	p.checkClean(t)
+}
+
+// doomedPlan is the environment variable that makes this program start a sandbox and wait for its death.
+const doomedPlan = "BULKHEAD_TEST_DOOMED"
+
+// plan is what the doomed process is to start.
+type plan struct {
+	Config    config.Config
+	Image     guestimage.Image
+	Spec      sandbox.Spec
+	Container sandbox.ContainerSpec
+}
+
+// doomed starts a sandbox and a container, says so, and never ends by itself.
+func doomed(text string) error {
+	var p plan
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	s, err := sandbox.Start(ctx, sandbox.Deps{
+		Driver: qemu.New(qemu.Options{}), Cache: rootfs.NewCache(filepath.Join(p.Config.StateDir, "layers")), Config: p.Config,
+		Guest: p.Image, Acceleration: vmm.Emulated,
+	}, p.Spec)
+	if err != nil {
+		return err
+	}
+	c, err := s.CreateContainer(ctx, p.Container)
+	if err != nil {
+		return err
+	}
+	if _, err := c.Start(ctx); err != nil {
+		return err
+	}
+	fmt.Println("running")
+	select {}
+}
+
+// TestCrashedProcess kills the process that runs a sandbox, and cleans up in another.
+func TestCrashedProcess(t *testing.T) {
+	p := newPod(t)
+	text, err := json.Marshal(plan{p.deps.Config, p.deps.Guest, p.spec, p.container(t, "one", "sleep 1000")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), doomedPlan+"="+string(text))
+	child.Stderr = os.Stderr
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := make([]byte, len("running"))
+	if _, err := io.ReadFull(out, said); err != nil {
+		t.Error(err)
+	}
+	child.Process.Kill()
+	child.Wait()
+	if len(p.left(t)) == 0 {
+		t.Error("nothing was left by a crash: the test looks in the wrong places")
+	}
+	for range 2 {
+		if err := sandbox.Cleanup(t.Context(), p.deps.Config, p.spec.Dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The cgroup's parents stay after a crash: they may be somebody else's by then.
+	matches, _ := filepath.Glob(fmt.Sprintf("/sys/fs/cgroup/*/bulkhead-test/vm-test-%d", os.Getpid()))
+	for _, dir := range append(matches, fmt.Sprintf("/sys/fs/cgroup/bulkhead-test/vm-test-%d", os.Getpid())) {
+		os.Remove(dir)
+		os.Remove(filepath.Dir(dir))
 	}
 	p.checkClean(t)
 }

@@ -37,44 +37,44 @@ func TestCompute(t *testing.T) {
 		in          func(*Inputs)
 		want        Size
 	}{
-		{"standard without limits", Standard, nil, nil, Size{1, 324 * mib, 10 * gib}},
-		{"no profile is standard", "", cri(), nil, Size{1, 324 * mib, 10 * gib}},
-		{"standard with limits", Standard, cri(criQuota, "150000", criPeriod, "100000", criMemory, "1073741824"), nil, Size{2, 1168 * mib, 10 * gib}},
-		{"exactly one processor", Standard, cri(criQuota, "100000", criPeriod, "100000"), nil, Size{1, 324 * mib, 10 * gib}},
-		{"one µs more is two", Standard, cri(criQuota, "100001", criPeriod, "100000"), nil, Size{2, 324 * mib, 10 * gib}},
-		{"quota without a period", Standard, cri(criQuota, "300000"), nil, Size{3, 324 * mib, 10 * gib}},
-		{"zeros are no limits", Standard, cri(criQuota, "0", criPeriod, "0", criMemory, "0"), nil, Size{1, 324 * mib, 10 * gib}},
-		{"quota -1 is no limit", Standard, cri(criQuota, "-1", criPeriod, "100000"), nil, Size{1, 324 * mib, 10 * gib}},
-		{"small limit gets the least VM", Standard, cri(criMemory, "8388608"), nil, Size{1, 192 * mib, 10 * gib}},
-		{"odd limit is rounded up", Standard, cri(criMemory, "209715201"), nil, Size{1, 332 * mib, 10 * gib}},
+		{"standard without limits", Standard, nil, nil, Size{1, 292 * mib, 10 * gib}},
+		{"no profile is standard", "", cri(), nil, Size{1, 292 * mib, 10 * gib}},
+		{"standard with limits", Standard, cri(criQuota, "150000", criPeriod, "100000", criMemory, "1073741824"), nil, Size{2, 1136 * mib, 10 * gib}},
+		{"exactly one processor", Standard, cri(criQuota, "100000", criPeriod, "100000"), nil, Size{1, 292 * mib, 10 * gib}},
+		{"one µs more is two", Standard, cri(criQuota, "100001", criPeriod, "100000"), nil, Size{2, 292 * mib, 10 * gib}},
+		{"quota without a period", Standard, cri(criQuota, "300000"), nil, Size{3, 292 * mib, 10 * gib}},
+		{"zeros are no limits", Standard, cri(criQuota, "0", criPeriod, "0", criMemory, "0"), nil, Size{1, 292 * mib, 10 * gib}},
+		{"quota -1 is no limit", Standard, cri(criQuota, "-1", criPeriod, "100000"), nil, Size{1, 292 * mib, 10 * gib}},
+		{"small limit gets the least VM", Standard, cri(criMemory, "8388608"), nil, Size{1, 160 * mib, 10 * gib}},
+		{"odd limit is rounded up", Standard, cri(criMemory, "209715201"), nil, Size{1, 300 * mib, 10 * gib}},
 		{"limit beyond the host", Standard, cri(criQuota, "6400000", criMemory, "1099511627776"), nil, Size{16, 64 * gib, 10 * gib}},
 		{"largest number there is", Standard, cri(criQuota, "9223372036854775807", criPeriod, "1000", criMemory, "9223372036854775807"), nil, Size{16, 64 * gib, 10 * gib}},
-		{"node's default vCPUs", Standard, nil, func(in *Inputs) { in.DefaultVCPUs = 4 }, Size{4, 324 * mib, 10 * gib}},
+		{"node's default vCPUs", Standard, nil, func(in *Inputs) { in.DefaultVCPUs = 4 }, Size{4, 292 * mib, 10 * gib}},
 
 		{"aks without limits", AKS, cri(), nil, Size{1, 2 * gib, 10 * gib}},
 		{"aks with limits", AKS, cri(criQuota, "200000", criPeriod, "100000", criMemory, "1073741824"), nil, Size{3, 3 * gib, 10 * gib}},
 		{"aks with a CPU limit", AKS, cri(criQuota, "50000", criPeriod, "100000"), nil, Size{2, 2 * gib, 10 * gib}},
 		{"aks with a memory limit", AKS, cri(criMemory, "536870912"), nil, Size{1, 2*gib + 512*mib, 10 * gib}},
 		{"aks by annotation", Standard, cri(ProfileName, "aks"), nil, Size{1, 2 * gib, 10 * gib}},
-		{"standard by annotation", AKS, cri(ProfileName, "standard"), nil, Size{1, 324 * mib, 10 * gib}},
+		{"standard by annotation", AKS, cri(ProfileName, "standard"), nil, Size{1, 292 * mib, 10 * gib}},
 
 		{"own annotations", Standard, cri(VCPUs, "4", Memory, "1Gi", ScratchSize, "512Mi"), nil, Size{4, gib, 512 * mib}},
 		{"own without the CRI", AKS, map[string]string{Memory: "536870912", ScratchSize: "1G"}, nil, Size{1, 512 * mib, 954 * mib}},
 		{"own memory holds the limit", Standard, cri(criMemory, "536870912", Memory, "512Mi"), nil, Size{1, 512 * mib, 10 * gib}},
-		{"others' annotations", Standard, map[string]string{"example.com/vcpus": "many", "notbulkhead.dev/x": ""}, nil, Size{1, 324 * mib, 10 * gib}},
+		{"others' annotations", Standard, map[string]string{"example.com/vcpus": "many", "notbulkhead.dev/x": ""}, nil, Size{1, 292 * mib, 10 * gib}},
 
 		{"ctr run with limits", Standard, nil, func(in *Inputs) {
 			in.Resources = &specs.LinuxResources{
 				CPU:    &specs.LinuxCPU{Quota: ptr(int64(250000)), Period: ptr(uint64(100000))},
 				Memory: &specs.LinuxMemory{Limit: ptr(512 * mib)},
 			}
-		}, Size{3, 648 * mib, 10 * gib}},
+		}, Size{3, 616 * mib, 10 * gib}},
 		{"ctr run without", Standard, nil, func(in *Inputs) {
 			in.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(-1))}, Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}}
-		}, Size{1, 324 * mib, 10 * gib}},
+		}, Size{1, 292 * mib, 10 * gib}},
 		{"the CRI's word beats the pause container's", Standard, cri(), func(in *Inputs) {
 			in.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(8 * gib)}}
-		}, Size{1, 324 * mib, 10 * gib}},
+		}, Size{1, 292 * mib, 10 * gib}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
