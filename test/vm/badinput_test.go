@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -91,9 +92,12 @@ func restoreConfig(t *testing.T, restore func() error) {
 func TestBadSandbox(t *testing.T) {
 	onlyVM(t, "runc has no sandbox to size")
 	annotations := func(key, value string) kit.Spec {
-		return kit.Spec{Options: []oci.SpecOpts{oci.WithAnnotations(map[string]string{
-			"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": kit.NewID(), key: value,
-		})}}
+		return kit.Spec{Options: []oci.SpecOpts{func(_ context.Context, _ oci.Client, c *container, s *oci.Spec) error {
+			s.Annotations = map[string]string{
+				"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": c.ID, key: value,
+			}
+			return nil
+		}}}
 	}
 	for name, test := range map[string]struct {
 		spec  kit.Spec

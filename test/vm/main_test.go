@@ -119,6 +119,7 @@ func scope() leak.Scope {
 		Permanent: []string{
 			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test",
 			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/pod"),
+			suite.node.RunDir() + "/sandboxes", suite.node.RunDir() + "/uids",
 			path("root/io.containerd.runtime.v2.task/*"), path("state/io.containerd.runtime.v2.task/*"),
 			path("root/io.containerd.grpc.v1.cri/*"), path("state/io.containerd.grpc.v1.cri/*"),
 		},
