@@ -13,6 +13,8 @@ import (
 )
 
 func main() {
+	guest.Pause() // first: the same program holds the pod's pid namespace
+
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "bulkhead-guest", guest.Version, "runs as the first process of a pod's VM only")
 		os.Exit(1)

@@ -64,6 +64,7 @@ type Agent struct {
 	mounts    *mounts
 	oom       *oomWatcher
 	events    *eventQueue
+	pids      *pidNamespace
 
 	mu          sync.Mutex
 	configuring bool                  // guarded by mu
@@ -91,7 +92,7 @@ func New(o Options) (*Agent, error) {
 			containers: "/run/bulkhead/containers", mounts: "/run/bulkhead/mounts", volumes: "/run/bulkhead/volumes",
 			runs: "/run/bulkhead/runs", disks: "/l",
 		},
-		events: newEventQueue(), containers: make(map[string]*container),
+		events: newEventQueue(), pids: &pidNamespace{reaper: o.Reaper}, containers: make(map[string]*container),
 	}
 	for _, dir := range []string{a.dirs.containers, a.dirs.mounts, a.dirs.volumes, a.dirs.runs, a.dirs.disks} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

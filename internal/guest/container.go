@@ -75,7 +75,7 @@ func (a *Agent) createContainer(ctx context.Context, r *guestapi.CreateContainer
 func (a *Agent) createInit(ctx context.Context, c *container, r *guestapi.CreateContainerRequest) error {
 	terminal := r.Stdio.GetTerminal()
 	config, oomScoreAdj, err := bundleSpec{
-		id: c.id, root: c.rootfs.path, readonly: c.rootfs.readonly, terminal: terminal, mounts: a.dirs.mounts, isInit: a.isInit,
+		id: c.id, root: c.rootfs.path, readonly: c.rootfs.readonly, terminal: terminal, mounts: a.dirs.mounts, isInit: a.isInit, sharedPIDs: a.pids.path,
 	}.prepare(r.Spec)
 	if err != nil {
 		return err

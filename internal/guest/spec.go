@@ -12,9 +12,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// runtimeSpecVersion is the version of the OCI runtime specification that every crun takes.
-const runtimeSpecVersion = "1.0.2"
-
 // object is a JSON object of which the agent changes some fields and hands on the others as they are.
 type object map[string]json.RawMessage
 
@@ -45,18 +42,19 @@ type bundleSpec struct {
 	terminal bool
 	mounts   string             // the directory below which sources of bind mounts may be
 	isInit   func(pid int) bool // tells whether a process is a container's init
+	// sharedPIDs returns the path of the pid namespace of those that come without one.
+	sharedPIDs func() (string, error)
 }
 
 // prepare turns the host's spec into the runtime's, and returns the OOM score adjustment in it. What would let a container
-// reach the agent or depend on what is not the container's is refused: no pid namespace of its own, namespaces by path
-// other than that of another container's pids, hooks, sources of bind mounts elsewhere.
+// reach the agent or depend on what is not the container's is refused: namespaces by path other than that of another
+// container's pids, hooks, sources of bind mounts elsewhere. Without a pid namespace a container gets the pod's shared one,
+// never the agent's.
 func (b bundleSpec) prepare(raw []byte) (config []byte, oomScoreAdj int, err error) {
 	var spec object
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, 0, fmt.Errorf("spec: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	// The runtime refuses versions above its own, but skips fields that it doesn't know.
-	spec.set("ociVersion", runtimeSpecVersion)
 	var process object
 	if err := spec.get("process", &process); err != nil {
 		return nil, 0, fmt.Errorf("spec: %w", err)
@@ -167,8 +165,15 @@ func (b bundleSpec) prepareLinux(spec object) error {
 			return fmt.Errorf("%s namespace at %q: %w", ns.Type, ns.Path, errdefs.ErrInvalidArgument)
 		}
 	}
-	if !has[specs.PIDNamespace] || !has[specs.MountNamespace] {
-		return fmt.Errorf("a container needs pid and mount namespaces of its own: %w", errdefs.ErrInvalidArgument)
+	if !has[specs.MountNamespace] {
+		return fmt.Errorf("a container needs a mount namespace of its own: %w", errdefs.ErrInvalidArgument)
+	}
+	if !has[specs.PIDNamespace] {
+		path, err := b.sharedPIDs()
+		if err != nil {
+			return err
+		}
+		linux.set("namespaces", append(namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: path}))
 	}
 	linux.set("cgroupsPath", podCgroup+"/"+b.id)
 

@@ -117,6 +117,15 @@ func status(ws syscall.WaitStatus) uint32 {
 
 // Start starts a program and registers it. The files become its descriptors 0, 1, 2 and so on; nil ones are /dev/null.
 func (r *Reaper) Start(path string, args, env []string, files ...*os.File) (*Child, error) {
+	return r.start(path, args, env, 0, files)
+}
+
+// StartIsolated starts a program without environment and files in new namespaces (unix.CLONE_NEW…), and registers it.
+func (r *Reaper) StartIsolated(path string, args []string, namespaces uintptr) (*Child, error) {
+	return r.start(path, args, nil, namespaces, nil)
+}
+
+func (r *Reaper) start(path string, args, env []string, namespaces uintptr, files []*os.File) (*Child, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", path, err)
@@ -133,7 +142,7 @@ func (r *Reaper) Start(path string, args, env []string, files ...*os.File) (*Chi
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// When the program can't be executed, ForkExec itself waits for the child; the lock keeps the child for it.
-	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: env, Files: fds, Sys: &syscall.SysProcAttr{Setsid: true}})
+	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: env, Files: fds, Sys: &syscall.SysProcAttr{Setsid: true, Cloneflags: namespaces}})
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", path, err)
 	}
