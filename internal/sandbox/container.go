@@ -109,7 +109,7 @@ func (s *Sandbox) begin(spec ContainerSpec) (*container, error) {
 	s.mu.Unlock()
 	var err error
 	c.guest, err = translate(spec.Spec, surroundings{
-		ID: spec.ID, MountPrefix: "c" + strconv.Itoa(number), Terminal: spec.Terminal, Sysctls: s.spec.Sysctls, IsInit: s.isInit,
+		ID: spec.ID, MountPrefix: "c" + strconv.Itoa(number), Terminal: spec.Terminal, Sysctls: s.spec.Sysctls,
 	})
 	if err != nil {
 		return nil, err
@@ -129,19 +129,6 @@ func (s *Sandbox) begin(spec ContainerSpec) (*container, error) {
 	s.containers[spec.ID] = c
 	s.creating.Add(1)
 	return c, nil
-}
-
-// isInit tells whether pid is that of a container's init.
-func (s *Sandbox) isInit(pid int) bool {
-	for _, c := range s.list() {
-		c.mu.Lock()
-		is := c.pid != 0 && int64(c.pid) == int64(pid) && !c.gone
-		c.mu.Unlock()
-		if is {
-			return true
-		}
-	}
-	return false
 }
 
 func (s *Sandbox) forget(c *container) {

@@ -3,9 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -48,8 +46,6 @@ type surroundings struct {
 	Terminal bool
 	// Sysctls are the pod's, already set.
 	Sysctls map[string]string
-	// IsInit tells whether a process id of the guest is that of another container's init.
-	IsInit func(pid int) bool
 }
 
 // translate turns the OCI spec that was written for the host into the guest's. It is pure and makes a new spec from
@@ -67,7 +63,7 @@ type surroundings struct {
 //	hooks        refused: they are programs of the host.
 //	annotations  dropped: runtimes take orders from them.
 //	namespaces   mount and cgroup new; network, ipc and uts are the VM's own, so all containers share them; pid new, or
-//	             another container's, or the VM's own when the pod shares one. user is refused. time is kept.
+//	             left out for the one that containers of the pod share. user is refused. time is kept.
 //	sysctl       must be the pod's (see FromOCI).
 //	resources    memory, cpu, pids, huge pages and the same of unified stay. What speaks of the host's devices, CPUs and
 //	             NUMA nodes goes, and so do limits of cgroup v1 and of swap, of which the guest has none.
@@ -167,7 +163,7 @@ func translateLinux(in *specs.Linux, env surroundings) (*specs.Linux, error) {
 			return nil, unsupported("sysctl %s = %q of one container: sysctls are the pod's", name, value)
 		}
 	}
-	namespaces, err := translateNamespaces(in.Namespaces, env.IsInit)
+	namespaces, err := translateNamespaces(in.Namespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -191,10 +187,7 @@ func translateLinux(in *specs.Linux, env surroundings) (*specs.Linux, error) {
 	return out, nil
 }
 
-// pidPath is how the CRI names another process's PID namespace. The pids it knows of our containers are the guest's.
-var pidPath = regexp.MustCompile(`^/proc/([1-9][0-9]{0,9})/ns/pid$`)
-
-func translateNamespaces(in []specs.LinuxNamespace, isInit func(int) bool) ([]specs.LinuxNamespace, error) {
+func translateNamespaces(in []specs.LinuxNamespace) ([]specs.LinuxNamespace, error) {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, ns := range in {
@@ -210,8 +203,11 @@ func translateNamespaces(in []specs.LinuxNamespace, isInit func(int) bool) ([]sp
 			}
 			out = append(out, specs.LinuxNamespace{Type: ns.Type})
 		case specs.PIDNamespace:
-			if joined, ok := translatePIDNamespace(ns.Path, isInit); ok {
-				out = append(out, joined)
+			// The CRI names the namespace to join by the pid of a task, and the tasks of a pod all have the VMM's
+			// (docs/adr/0007-task-pids.md). So a path is the pod's shared namespace, which the guest keeps for those
+			// that come without one.
+			if ns.Path == "" {
+				out = append(out, specs.LinuxNamespace{Type: ns.Type})
 			}
 		case specs.UserNamespace:
 			return nil, unsupported("user namespaces (hostUsers: false)")
@@ -225,23 +221,6 @@ func translateNamespaces(in []specs.LinuxNamespace, isInit func(int) bool) ([]sp
 		}
 	}
 	return out, nil
-}
-
-// translatePIDNamespace is false where the container gets none of its own: a path that is no container's means the
-// pod's shared one, which in the guest is the VM's, with the agent as its first process.
-func translatePIDNamespace(nsPath string, isInit func(int) bool) (specs.LinuxNamespace, bool) {
-	if nsPath == "" {
-		return specs.LinuxNamespace{Type: specs.PIDNamespace}, true
-	}
-	m := pidPath.FindStringSubmatch(nsPath)
-	if m == nil {
-		return specs.LinuxNamespace{}, false
-	}
-	pid, err := strconv.Atoi(m[1])
-	if err != nil || isInit == nil || !isInit(pid) {
-		return specs.LinuxNamespace{}, false
-	}
-	return specs.LinuxNamespace{Type: specs.PIDNamespace, Path: nsPath}, true
 }
 
 func hostNamespace(t specs.LinuxNamespaceType) error {

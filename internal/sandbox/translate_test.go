@@ -18,7 +18,6 @@ func testSurroundings() surroundings {
 	return surroundings{
 		ID: "one", MountPrefix: "c7",
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"},
-		IsInit:  func(pid int) bool { return pid == 42 },
 	}
 }
 
@@ -173,7 +172,7 @@ func FuzzTranslate(f *testing.F) {
 			t.Errorf("something of the host's got through: %+v", got.Spec)
 		}
 		for _, ns := range got.Spec.Linux.Namespaces {
-			if ns.Path != "" && ns.Path != "/proc/42/ns/pid" {
+			if ns.Path != "" {
 				t.Errorf("namespace %+v", ns)
 			}
 		}
