@@ -43,7 +43,8 @@ func (a *assembler) assemble(dir string, want *guestapi.RootFS) (_ *rootfs, err 
 	if err := os.Mkdir(r.path, 0o755); err != nil {
 		return nil, fmt.Errorf("making the root's mount point: %w", err)
 	}
-	r.undo.add(func() error { return unmount(r.path) })
+	whole := r.path // narrow changes r.path
+	r.undo.add(func() error { return unmount(whole) })
 	switch {
 	case want.GetVolume() != "":
 		if len(want.Layers) > 0 || want.Scratch != nil {
