@@ -47,6 +47,8 @@ type container struct {
 	ending   bool                  // guarded by mu: the init has ended, no exec starts any more
 	oom      chan struct{}         // closed by the first OOM
 	oomOnce  sync.Once
+
+	killing, deleting sync.Once // the guest is being watched at it
 }
 
 func newContainer(id, bundle string, k kind, pod *pod, events Publisher, log *slog.Logger) *container {
@@ -142,25 +144,26 @@ func (c *container) settle(explained bool) {
 	c.mu.Lock()
 	c.ending = true
 	c.mu.Unlock()
-	patience := time.NewTimer(execPatience)
-	defer patience.Stop()
-	for {
+	patience, cancel := context.WithTimeout(context.Background(), c.pod.limits.execs)
+	defer cancel()
+	for patience.Err() == nil {
 		p, started := c.liveExec()
 		if p == nil {
 			break
 		}
 		if !started { // its start is going on; it will be running, or created again
-			p.op.Lock()
-			p.op.Unlock() //nolint:staticcheck // only waited for
-			continue
+			if p.op.lock(patience) == nil {
+				p.op.unlock()
+			}
+		} else {
+			select {
+			case <-p.ended:
+			case <-patience.Done():
+			}
 		}
-		select {
-		case <-p.ended:
-			continue
-		case <-patience.C:
+		if patience.Err() != nil {
 			c.log.Warn("an exec outlives its container", "exec", p.exec)
 		}
-		break
 	}
 	if explained {
 		return
@@ -221,17 +224,18 @@ func (c *container) allExecs() []*process {
 	return all
 }
 
-// kill signals a process. The VM of a lone container whose guest doesn't even answer to SIGKILL is stopped; in a pod the
-// kubelet goes on to kill the sandbox.
+// kill signals a process. A guest that doesn't do what SIGKILL demands of it loses its VM: in a pod too, for containerd stops no
+// sandbox before its containers have ended.
 func (c *container) kill(ctx context.Context, exec string, signal uint32, all bool) error {
 	p, err := c.process(exec)
 	if err != nil {
 		return err
 	}
-	if c.kind != lone || exec != "" || signal != uint32(unix.SIGKILL) {
+	if c.kind == pauser || exec != "" || signal != uint32(unix.SIGKILL) {
 		return p.kill(ctx, signal, all)
 	}
-	bounded, cancel := context.WithTimeout(ctx, killPatience)
+	c.killing.Do(func() { go c.insist("kill", p.told, p.ended) })
+	bounded, cancel := context.WithTimeout(ctx, c.pod.limits.answer)
 	defer cancel()
 	err = p.kill(bounded, signal, all)
 	if err == nil || ctx.Err() != nil || bounded.Err() == nil {
@@ -239,6 +243,21 @@ func (c *container) kill(ctx context.Context, exec string, signal uint32, all bo
 	}
 	c.log.Error("the guest does not answer; its VM is stopped", "error", err)
 	return c.pod.machine.Stop(ctx)
+}
+
+// insist waits until the guest has done what it was told, which closing one of the channels says, and stops its VM when it
+// takes too long. Everything that waits for the guest ends then.
+func (c *container) insist(told string, done, also <-chan struct{}) {
+	timer := time.NewTimer(c.pod.limits.end)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-also:
+	case <-c.pod.machine.Done():
+	case <-timer.C:
+		c.log.Error("the guest does not do what it was told; its VM is stopped", "told", told, "limit", c.pod.limits.end)
+		c.pod.stop()
+	}
 }
 
 // pauseInit freezes the container.
@@ -255,8 +274,10 @@ func (c *container) freeze(ctx context.Context, to state, call func(context.Cont
 	if c.kind == pauser {
 		return fmt.Errorf("sandbox container %s has no process that could be %s: %w", c.id, to, errdefs.ErrNotImplemented)
 	}
-	c.init.op.Lock()
-	defer c.init.op.Unlock()
+	if err := c.init.lock(ctx); err != nil {
+		return err
+	}
+	defer c.init.op.unlock()
 	now, _ := c.init.now()
 	if now == created { // from there running is for start alone
 		return fmt.Errorf("%s is %s and can't become %s: %w", c.init, now, to, errdefs.ErrFailedPrecondition)
@@ -286,6 +307,9 @@ func (c *container) delete(ctx context.Context, exec string) (sandbox.Exit, erro
 	now, exit := p.now()
 	if err := now.check(deleted, p.String()); err != nil {
 		return exit, err
+	}
+	if c.kind != pauser {
+		c.deleting.Do(func() { go c.insist("delete", p.gone, nil) })
 	}
 	for _, e := range c.allExecs() {
 		if _, err := c.deleteExec(ctx, e); err != nil {

@@ -14,7 +14,13 @@
 //
 // Events are queued in the order containerd wants them: of a task create, start, exit, delete; of an exec exec-added,
 // exec-started, exit; an exec's exit before its init's; an OOM before the exit it caused where the guest tells in time; and no
-// exit before all output was handed to the client, unless the client takes none for [drainPatience].
+// exit before all output was handed to the client, unless the client takes none for 10 seconds, or the output goes on for
+// a minute.
+//
+// # When the guest does not obey
+//
+// containerd ends a sandbox only after its containers, so a guest that doesn't end one, or doesn't delete it, could live for ever.
+// It has a minute for each; then its VM is stopped.
 //
 // # When the VM dies
 //

@@ -18,6 +18,7 @@ type pod struct {
 	machine Machine
 	pid     uint32 // of the VMM, or of this process where the VM has none
 	log     *slog.Logger
+	limits  limits
 }
 
 // podKind is the shape in which containerd uses the pod; the package comment lists them.
@@ -30,7 +31,7 @@ const (
 )
 
 func newPod(ctx context.Context, id string, kind podKind, machine Machine, log *slog.Logger) *pod {
-	p := &pod{id: id, kind: kind, machine: machine, pid: uint32(os.Getpid()), log: log.With("sandbox", id)}
+	p := &pod{id: id, kind: kind, machine: machine, pid: uint32(os.Getpid()), log: log.With("sandbox", id), limits: defaultLimits()}
 	info, err := machine.Info(ctx)
 	if err != nil {
 		p.log.Warn("the VM tells nothing of itself", "error", err)

@@ -15,16 +15,26 @@ import (
 	"bulkhead.dev/bulkhead/internal/shim/stdio"
 )
 
-const (
-	// drainPatience is how long a client may take none of an ended process's output before the exit is told without it.
-	drainPatience = 10 * time.Second
-	// execPatience is how long the exit of an init waits for those of its execs.
-	execPatience = 10 * time.Second
-	// oomPatience is how long a kill waits for the event that explains it; the two come from the guest on different ways.
-	oomPatience = 200 * time.Millisecond
-	// killPatience is how long a guest may take to send SIGKILL to a lone container, before its VM is stopped instead.
-	killPatience = 10 * time.Second
-)
+// oomPatience is how long a kill waits for the event that explains it; the two come from the guest on different ways.
+const oomPatience = 200 * time.Millisecond
+
+// limits bound the waits for the guest that containerd's order of events, and the end of a pod, depend on. A guest may be hostile.
+type limits struct {
+	// silence is how long a client may take none of an ended process's output before the exit is told without it.
+	silence time.Duration
+	// output bounds that wait also when the output of an ended process goes on and on.
+	output time.Duration
+	// execs is how long the exit of an init waits for those of its execs.
+	execs time.Duration
+	// answer is how long a guest may take to say that it has sent SIGKILL to a container.
+	answer time.Duration
+	// end is how long a guest may take to end a container that it was told to kill, and to delete one that has ended.
+	end time.Duration
+}
+
+func defaultLimits() limits {
+	return limits{silence: 10 * time.Second, output: time.Minute, execs: 10 * time.Second, answer: 10 * time.Second, end: time.Minute}
+}
 
 const (
 	// statusKilled is the exit status of a process whose VM has ended.
@@ -41,7 +51,7 @@ type process struct {
 	io        *stdio.Set
 
 	// op is held while the process is started, paused, resumed, deleted, or killed before its start; in front of mu.
-	op sync.Mutex
+	op opLock
 
 	mu     sync.Mutex
 	state  state        // guarded by mu
@@ -49,11 +59,30 @@ type process struct {
 	exit   sandbox.Exit // guarded by mu; valid in stopped and deleted
 	pid    uint32       // guarded by mu; the guest's, once it runs
 
+	told  chan struct{} // closed when the guest has told the exit of a process that was started
 	ended chan struct{} // closed after stopped was reached and the exit published
+	gone  chan struct{} // closed when deleted was reached
 }
 
+// opLock is a mutex whose wait can be given up: who holds it may wait for the guest.
+type opLock chan struct{}
+
+func (l opLock) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l opLock) unlock() { <-l }
+
 func newProcess(c *container, exec string, guest Process, io *stdio.Set) *process {
-	p := &process{container: c, exec: exec, guest: guest, io: io, ended: make(chan struct{})}
+	p := &process{
+		container: c, exec: exec, guest: guest, io: io,
+		op: make(opLock, 1), told: make(chan struct{}), ended: make(chan struct{}), gone: make(chan struct{}),
+	}
 	io.Attach(guest.Stdin(), guest.Stdout(), guest.Stderr())
 	return p
 }
@@ -91,11 +120,21 @@ func (p *process) move(next state) error {
 	return nil
 }
 
+// lock takes op, unless ctx ends first.
+func (p *process) lock(ctx context.Context) error {
+	if err := p.op.lock(ctx); err != nil {
+		return fmt.Errorf("%s waits for the guest: %w", p, err)
+	}
+	return nil
+}
+
 // start starts the process and, once its start is published, watches for its end. The outcome is always definite: a client
 // that goes away doesn't leave a process between created and running.
 func (p *process) start(ctx context.Context) error {
-	p.op.Lock()
-	defer p.op.Unlock()
+	if err := p.lock(ctx); err != nil {
+		return err
+	}
+	defer p.op.unlock()
 	if now, _ := p.now(); now != created {
 		return fmt.Errorf("%s is %s and can't be started: %w", p, now, errdefs.ErrFailedPrecondition)
 	}
@@ -130,7 +169,11 @@ func (p *process) watch() {
 	if err != nil {
 		exit = p.container.lost(p, err)
 	}
-	p.io.Drain(context.Background(), drainPatience)
+	close(p.told)
+	limits := p.container.pod.limits
+	draining, cancel := context.WithTimeout(context.Background(), limits.output)
+	p.io.Drain(draining, limits.silence)
+	cancel()
 	if p.exec == "" {
 		p.mu.Lock()
 		explained := p.killed || exit.Status != statusKilled
@@ -163,8 +206,8 @@ func (p *process) end(exit sandbox.Exit) {
 
 // abandon ends a process that was never started, because its VM has ended.
 func (p *process) abandon() {
-	p.op.Lock()
-	defer p.op.Unlock()
+	p.op <- struct{}{} // whatever holds it ends with the VM
+	defer p.op.unlock()
 	if now, _ := p.now(); now == created {
 		p.end(sandbox.Exit{Status: statusKilled})
 	}
@@ -183,7 +226,7 @@ func (p *process) wait(ctx context.Context) (sandbox.Exit, error) {
 
 // kill sends a signal. A process that has ended is ErrNotFound, which is what containerd's clients take for success.
 func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
-	if done, err := p.killCreated(signal); done || err != nil {
+	if done, err := p.killCreated(ctx, signal); done || err != nil {
 		return err
 	}
 	if now, _ := p.now(); now == stopped || now == deleted {
@@ -198,12 +241,14 @@ func (p *process) kill(ctx context.Context, signal uint32, all bool) error {
 }
 
 // killCreated ends an init that was not started. It reports whether that was so.
-func (p *process) killCreated(signal uint32) (bool, error) {
+func (p *process) killCreated(ctx context.Context, signal uint32) (bool, error) {
 	if now, _ := p.now(); now != created {
 		return false, nil
 	}
-	p.op.Lock() // a start that is going on comes first
-	defer p.op.Unlock()
+	if err := p.lock(ctx); err != nil { // a start that is going on comes first
+		return false, err
+	}
+	defer p.op.unlock()
 	if now, _ := p.now(); now != created {
 		return false, nil
 	}
@@ -216,8 +261,10 @@ func (p *process) killCreated(signal uint32) (bool, error) {
 
 // delete forgets a process that has ended or was never started.
 func (p *process) delete(ctx context.Context) (sandbox.Exit, error) {
-	p.op.Lock()
-	defer p.op.Unlock()
+	if err := p.lock(ctx); err != nil {
+		return sandbox.Exit{}, err
+	}
+	defer p.op.unlock()
 	now, exit := p.now()
 	if err := now.check(deleted, p.String()); err != nil {
 		return exit, err
@@ -226,7 +273,11 @@ func (p *process) delete(ctx context.Context) (sandbox.Exit, error) {
 		return exit, err
 	}
 	p.io.Close()
-	return exit, p.move(deleted)
+	if err := p.move(deleted); err != nil {
+		return exit, err
+	}
+	close(p.gone)
+	return exit, nil
 }
 
 func (p *process) resize(ctx context.Context, width, height uint32) error {
