@@ -61,6 +61,17 @@ func Border(log *slog.Logger) ttrpc.UnaryServerInterceptor {
 		default:
 			log.Info("call failed", "method", info.FullMethod, "error", err)
 		}
-		return nil, errgrpc.ToGRPC(err)
+		return nil, errgrpc.ToGRPC(flat{text: err.Error(), class: errdefs.Resolve(err)})
 	}
 }
+
+// flat is an error of one class. An error that wraps several, such as one of the operating system and its class, would show
+// each of them once more in its text at the client.
+type flat struct {
+	text  string
+	class error
+}
+
+func (f flat) Error() string { return f.text }
+
+func (f flat) Unwrap() error { return f.class }

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -369,6 +370,16 @@ func TestMissingProgram(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"create:c", "delete:c=0"}, r.events.words()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestErrorsAreToldOnce(t *testing.T) {
+	r := newRig(t)
+	_, err := r.task.Create(t.Context(), &taskapi.CreateTaskRequest{ID: "c", Bundle: "/nonexistent"})
+	native := errgrpc.ToNative(err)
+	want := "create container c: read the spec of bundle /nonexistent: open /nonexistent/config.json: no such file or directory: not found"
+	if native == nil || native.Error() != want || !errdefs.IsNotFound(native) {
+		t.Errorf("got %q, want %q", native, want)
 	}
 }
 
