@@ -72,7 +72,7 @@ func TestContainerCycles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer remove(t, pod)
+	t.Cleanup(func() { remove(t, pod) })
 	c := launch(t, ctx, kit.Spec{Pod: pod})
 	growth(t, 2*cycles(t), func() {
 		output(t, exec(t, ctx, c, "/bin/true"))

@@ -84,7 +84,7 @@ func TestIsolation(t *testing.T) {
 		"own mask":                {[]oci.SpecOpts{oci.WithMaskedPaths([]string{"/etc/passwd", "/home"})}, "cat /etc/passwd; ls /home", ""},
 		"read-only paths":         {nil, "echo 1 > /proc/sys/vm/drop_caches || echo refused; echo h > /proc/sysrq-trigger || echo refused", "refused\nrefused"},
 		"own read-only path":      {[]oci.SpecOpts{oci.WithReadonlyPaths([]string{"/home"})}, "touch /home/x || echo refused", "refused"},
-		"pid namespace":           {nil, "echo $$; ls -d /proc/[0-9]* | wc -l", "1\n3"},
+		"pid namespace":           {nil, "echo $$; test $(ls -d /proc/[0-9]* | wc -l) -lt 6 && echo few", "1\nfew"},
 		"/dev/shm":                {nil, "stat -f -c %T /dev/shm; stat -c %a /dev/shm; echo x > /dev/shm/x; cat /dev/shm/x", "tmpfs\n1777\nx"},
 		"default devices":         {nil, "cd /dev; ls -d null zero full random urandom tty ptmx pts shm mqueue fd stdin stdout stderr | wc -l; echo x > null; head -c 3 zero | wc -c; echo x > full || echo full", "14\n3\nfull"},
 		"other devices":           {nil, "cd /dev; ls -d mem kmem kmsg port sd* vd* vport* fuse net hvc* 2>/dev/null; true", ""},

@@ -109,7 +109,7 @@ func TestExitCodes(t *testing.T) {
 	for range 4 {
 		workers.Go(func() {
 			for code := range codes {
-				got, err := suite.node.Exec(ctx, c, kit.ExecSpec{Args: []string{"/bin/testprog", "exit", strconv.Itoa(code)}, Stdio: kit.Stdio{NoIO: true}})
+				got, err := suite.node.Exec(ctx, c, kit.ExecSpec{Args: sh("exit " + strconv.Itoa(code)), Stdio: kit.Stdio{NoIO: true}})
 				if err != nil || got.Status != uint32(code) {
 					t.Errorf("exit %d is seen as %d (%v)", code, got.Status, err)
 				}

@@ -121,6 +121,7 @@ func scope() leak.Scope {
 			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/pod"),
 			suite.node.RunDir() + "/sandboxes", suite.node.RunDir() + "/uids",
 			path("root/io.containerd.runtime.v2.task/*"), path("state/io.containerd.runtime.v2.task/*"),
+			path("root/io.containerd.sandbox.controller.v1.shim/*"), path("state/io.containerd.sandbox.controller.v1.shim/*"),
 			path("root/io.containerd.grpc.v1.cri/*"), path("state/io.containerd.grpc.v1.cri/*"),
 		},
 		Links: []string{suite.node.Bridge()},
