@@ -42,7 +42,7 @@ func (c *Cache) path(key, suffix string) string { return filepath.Join(c.dir, ke
 // cached returns the image of a layer, which is made when there is none.
 func (c *Cache) cached(ctx context.Context, l *layer, options erofs.Options) (*os.File, error) {
 	key := l.key(options)
-	image, err := c.use(key)
+	image, err := c.use(ctx, key)
 	if !errors.Is(err, os.ErrNotExist) {
 		return image, err
 	}
@@ -58,7 +58,7 @@ func (c *Cache) cached(ctx context.Context, l *layer, options erofs.Options) (*o
 		lock.Close()
 	}()
 	// Somebody else may have made it while we waited.
-	image, err = c.use(key)
+	image, err = c.use(ctx, key)
 	if !errors.Is(err, os.ErrNotExist) {
 		return image, err
 	}
@@ -72,25 +72,44 @@ func (c *Cache) makeDir() error {
 	return nil
 }
 
-// use opens an image that exists, holds it and marks it as used now.
-func (c *Cache) use(key string) (*os.File, error) {
+// removalPatience is how long an image that somebody has locked for himself is waited for. A collection that removes it
+// takes a moment. A VMM that a guest has taken over may keep the lock for ever, since its descriptor is a duplicate of ours.
+const removalPatience = time.Second
+
+// use opens an image that exists, holds it and marks it as used now. One that can't be held is as good as none: another is
+// built in its place.
+func (c *Cache) use(ctx context.Context, key string) (*os.File, error) {
+	giveUp := time.Now().Add(removalPatience)
 	for {
 		image, err := os.OpenFile(c.path(key, imageSuffix), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(image, unix.LOCK_SH); err != nil {
-			image.Close()
-			return nil, err
-		}
-		if named(image) {
+		err = flock(image, unix.LOCK_SH|unix.LOCK_NB)
+		if err == nil && named(image) {
 			now := time.Now()
 			os.Chtimes(image.Name(), now, now) // when it can't, the image just looks older than it is
 			return image, nil
 		}
-		image.Close() // collected in between
+		image.Close()
+		switch {
+		case err == nil:
+			continue // collected in between
+		case !errors.Is(err, unix.EWOULDBLOCK):
+			return nil, err
+		case time.Now().After(giveUp):
+			return nil, fmt.Errorf("image %s is locked: %w", key, os.ErrNotExist)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(lockPause):
+		}
 	}
 }
+
+// lockPause is between two attempts at a lock: a wait in flock could not be cancelled.
+const lockPause = 20 * time.Millisecond
 
 // lock takes the right to build an image. It waits while somebody else does.
 func (c *Cache) lock(ctx context.Context, key string) (*os.File, error) {
@@ -110,11 +129,10 @@ func (c *Cache) lock(ctx context.Context, key string) (*os.File, error) {
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, err
 		}
-		// A conversion takes seconds, and a wait in flock could not be cancelled.
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(lockPause):
 		}
 	}
 }

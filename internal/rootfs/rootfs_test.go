@@ -256,6 +256,25 @@ func TestPrepareWaitsForAnotherConversion(t *testing.T) {
 	must(t, <-done)
 }
 
+// A VMM shares the lock of its images' descriptors with us. One that was taken over must not hold up other pods.
+func TestPrepareBesideAnImageThatStaysLocked(t *testing.T) {
+	c := NewCache(t.TempDir())
+	layer := makeLayer(t, "content")
+	hostile := prepare(t, c, view(layer))
+	must(t, flock(hostile.Layers[0], unix.LOCK_EX))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	root, err := c.Prepare(ctx, view(layer))
+	must(t, err)
+	defer root.Close()
+	if sameFile(t, root.Layers[0], hostile.Layers[0]) {
+		t.Error("the image that is locked is used")
+	}
+	if again := prepare(t, c, view(layer)); !sameFile(t, root.Layers[0], again.Layers[0]) {
+		t.Error("the new image is not used")
+	}
+}
+
 func TestCollect(t *testing.T) {
 	c := NewCache(t.TempDir())
 	var layers []string
