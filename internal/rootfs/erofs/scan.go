@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"slices"
@@ -15,8 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxInodes bounds what a tree costs in memory while it is converted: about 300 bytes each.
-const maxInodes = 2 << 20
+const (
+	// maxInodes and maxMemory bound what a tree costs in memory while it is converted: an inode is about 300 bytes, and what
+	// has no fixed size (names, of which hard links may have many more than there are inodes; attributes; links' targets)
+	// comes on top.
+	maxInodes = 2 << 20
+	maxMemory = 256 << 20
+	// maxFileSize is less than what chunks of the largest size can describe.
+	maxFileSize = 1 << 57
+)
 
 // inode is one file of the tree.
 type inode struct {
@@ -58,7 +66,12 @@ func (e *inode) path() string {
 	if e.dir == nil {
 		return "."
 	}
-	return path.Join(e.dir.path(), e.name)
+	var names []string
+	for ; e.dir != nil; e = e.dir {
+		names = append(names, e.name)
+	}
+	slices.Reverse(names)
+	return strings.Join(names, "/")
 }
 
 // identity tells hard links from other files.
@@ -70,11 +83,23 @@ type scanner struct {
 	options Options
 	inodes  []*inode // directories before what they hold
 	links   map[identity]*inode
+	memory  int64 // that may still be used, see maxMemory
+}
+
+// use counts n bytes of memory.
+func (s *scanner) use(n int) error {
+	if s.memory -= int64(n); s.memory < 0 {
+		return fmt.Errorf("names, attributes and links' targets are too many: %w", unix.EOVERFLOW)
+	}
+	return nil
 }
 
 // scan reads the tree beneath root breadth first, so that no more than one directory is open at a time.
 func scan(ctx context.Context, root *os.File, options Options) (*scanner, error) {
-	s := &scanner{root: int(root.Fd()), options: options, links: map[identity]*inode{}}
+	s := &scanner{root: int(root.Fd()), options: options, links: map[identity]*inode{}, memory: maxMemory}
+	if options.memory > 0 {
+		s.memory = options.memory
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(s.root, &st); err != nil {
 		return nil, fmt.Errorf("stat: %w", err)
@@ -91,7 +116,7 @@ func scan(ctx context.Context, root *os.File, options Options) (*scanner, error)
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if err := s.directory(s.inodes[i]); err != nil {
+		if err := s.directory(ctx, s.inodes[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -111,15 +136,15 @@ func openBeneath(root int, name string, flags int) (*os.File, error) {
 }
 
 // directory reads one directory's entries.
-func (s *scanner) directory(dir *inode) error {
+func (s *scanner) directory(ctx context.Context, dir *inode) error {
 	d, err := openBeneath(s.root, dir.path(), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	names, err := d.Readdirnames(-1)
+	names, err := s.names(ctx, d)
 	if err != nil {
-		return err
+		return fmt.Errorf("%q: %w", dir.path(), err)
 	}
 	parent := dir
 	if dir.dir != nil {
@@ -129,7 +154,10 @@ func (s *scanner) directory(dir *inode) error {
 	dir.entries = append(dir.entries, dirent{".", dir}, dirent{"..", parent})
 	dir.nlink = 2
 	slices.Sort(names)
-	for _, name := range names {
+	for i, name := range names {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
 		child, err := s.entry(d, dir, name)
 		if err != nil {
 			return fmt.Errorf("%q: %w", path.Join(dir.path(), name), err)
@@ -142,6 +170,35 @@ func (s *scanner) directory(dir *inode) error {
 	slices.SortFunc(dir.entries, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
 	dir.size = dirSize(dir.entries)
 	return nil
+}
+
+// direntMemory is what an entry costs beside its name.
+const direntMemory = 24
+
+// names reads a directory, which may be larger than what there is memory for.
+func (s *scanner) names(ctx context.Context, d *os.File) ([]string, error) {
+	if err := s.use(2 * direntMemory); err != nil { // "." and ".."
+		return nil, err
+	}
+	var names []string
+	for {
+		some, err := d.Readdirnames(1024)
+		for _, name := range some {
+			if err := s.use(direntMemory + len(name)); err != nil {
+				return nil, err
+			}
+		}
+		names = append(names, some...)
+		if errors.Is(err, io.EOF) {
+			return names, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // entry reads the attributes of one name in an open directory.
@@ -176,11 +233,17 @@ func (s *scanner) entry(d *os.File, dir *inode, name string) (*inode, error) {
 		}
 		e.size = int64(len(e.link))
 	case unix.S_IFREG:
+		if st.Size > maxFileSize {
+			return nil, unix.EFBIG
+		}
 		if e.size = st.Size; st.Size >= sparseFrom && st.Blocks*512 < st.Size {
 			if err := s.sparse(e, fd); err != nil {
 				return nil, err
 			}
 		}
+	}
+	if err := s.use(len(e.link)); err != nil {
+		return nil, err
 	}
 	if st.Nlink > 1 && !isDir {
 		s.links[id] = e
@@ -200,7 +263,7 @@ func (s *scanner) inode(st *unix.Stat_t, path string) (*inode, error) {
 		return nil, err
 	}
 	e.xattrs = xattrs
-	return e, nil
+	return e, s.use(len(xattrs))
 }
 
 func (s *scanner) sparse(e *inode, dir int) error {

@@ -27,6 +27,8 @@ type Options struct {
 	// UserXattr says that the tree is a layer of an overlay mounted with userxattr: its user.overlay.* attributes are
 	// stored as trusted.overlay.*, its own trusted.overlay.* are dropped.
 	UserXattr bool
+
+	memory int64 // for tests: in place of maxMemory
 }
 
 // Info describes a written image.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -131,5 +132,97 @@ func TestChunkBitsFor(t *testing.T) {
 		if chunks := size >> bits; chunks > maxChunks || bits-blockBits > 31 {
 			t.Errorf("size %d: %d chunks of 2^%d", size, chunks, bits)
 		}
+	}
+}
+
+// A layer of an image is hostile: a small archive may hold very many names, attributes or targets.
+func TestWriteBoundsItsMemory(t *testing.T) {
+	const files = 200
+	tests := []struct {
+		name string
+		make func(path string, i int) error
+	}{
+		{"hard links", func(path string, i int) error {
+			if i == 0 {
+				return os.WriteFile(path, nil, 0o644)
+			}
+			return os.Link(strings.TrimSuffix(path, fmt.Sprint(i))+"0", path)
+		}},
+		{"targets", func(path string, _ int) error { return os.Symlink(strings.Repeat("t", 1000), path) }},
+		{"attributes", func(path string, _ int) error {
+			if err := os.WriteFile(path, nil, 0o644); err != nil {
+				return err
+			}
+			return unix.Setxattr(path, "user.a", make([]byte, 1000), 0)
+		}},
+		{"directories", func(path string, _ int) error { return os.Mkdir(path, 0o755) }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			for i := range files {
+				err := test.make(filepath.Join(dir, strings.Repeat("n", 200)+fmt.Sprint(i)), i)
+				if errors.Is(err, unix.ENOTSUP) {
+					t.Skip("no attributes here")
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			write := func(memory int64) error {
+				out, err := os.Create(filepath.Join(t.TempDir(), "image"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer out.Close()
+				_, err = Write(t.Context(), out, openDir(t, dir), Options{memory: memory})
+				return err
+			}
+			if err := write(files * 200); !errors.Is(err, unix.EOVERFLOW) {
+				t.Errorf("error with little memory is %v", err)
+			}
+			if err := write(files * 2000); err != nil {
+				t.Errorf("error with enough memory is %v", err)
+			}
+		})
+	}
+}
+
+func TestPathOfADeepFile(t *testing.T) {
+	e := &inode{}
+	for range 2000 {
+		e = &inode{dir: e, name: "d"}
+	}
+	if got, want := e.path(), strings.Repeat("/d", 2000)[1:]; got != want {
+		t.Errorf("path is %q", got)
+	}
+	if n := testing.AllocsPerRun(10, func() { _ = e.path() }); n > 100 {
+		t.Errorf("%v allocations: the cost grows with the square of the depth", n)
+	}
+	if got := (&inode{}).path(); got != "." {
+		t.Errorf("path of the root is %q", got)
+	}
+}
+
+func TestWriteRefusesAFileOfAbsurdSize(t *testing.T) {
+	dir, err := os.MkdirTemp("/dev/shm", "erofs") // a file system whose files may be as large
+	if err != nil {
+		t.Skip(err)
+	}
+	defer os.RemoveAll(dir)
+	name := filepath.Join(dir, "huge")
+	if err := os.WriteFile(name, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(name, 1<<63-1); err != nil {
+		t.Skip(err)
+	}
+	out, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if _, err := Write(t.Context(), out, openDir(t, dir), Options{}); !errors.Is(err, unix.EFBIG) {
+		t.Errorf("error is %v", err)
 	}
 }
