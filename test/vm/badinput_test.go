@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead.dev/bulkhead/test/cell"
 	"bulkhead.dev/bulkhead/test/kit"
@@ -153,6 +154,38 @@ func TestBadRootFS(t *testing.T) {
 			}
 			clearError(t, err, task)
 		})
+	}
+	if got := output(t, exec(t, ctx, other, "/bin/echo", "alive")); got != "alive" {
+		t.Errorf("the other container answers %q", got)
+	}
+}
+
+// TestDiskFull has no room for the conversion of an image's layers.
+func TestDiskFull(t *testing.T) {
+	onlyVM(t, "runc converts nothing")
+	ctx, other := shared(t)
+	layers := suite.node.Path("bulkhead/layers")
+	if err := unix.Mount("tmpfs", layers, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(layers, 0); err != nil {
+			t.Errorf("something still uses the layers of a container that couldn't be: %v", err)
+		}
+	}()
+	c, err := suite.node.Launch(ctx, kit.Spec{Runtime: suite.runtime, Pod: suite.pod})
+	if err == nil {
+		remove(t, c)
+	}
+	clearError(t, err, c, "no space left")
+	entries, err := os.ReadDir(layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		if info, err := entry.Info(); err == nil && info.Size() > 64<<10 {
+			t.Errorf("%s (%d bytes) was left of the conversion", entry.Name(), info.Size())
+		}
 	}
 	if got := output(t, exec(t, ctx, other, "/bin/echo", "alive")); got != "alive" {
 		t.Errorf("the other container answers %q", got)

@@ -352,6 +352,12 @@ func TestCRISharedPIDs(t *testing.T) {
 		c.Envs = []*cri.KeyValue{{Key: "GREETING", Value: []byte("ahoy")}}
 		c.WorkingDir = "/home/app"
 	})
+	_, err := p.service.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: p.config, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "three"}, Image: &cri.ImageSpec{Image: kit.BaseImage},
+		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+			RunAsUsername: "stowaway", NamespaceOptions: p.config.Linux.SecurityContext.NamespaceOptions}},
+	}})
+	clearError(t, err, nil, "stowaway")
 	p.expect(two, "ps | grep -c '[s]leep 12345'", "1")
 	p.expect(two, "cat /proc/sys/net/ipv4/ip_local_port_range", "20000\t30000")
 	p.expect(two, "id -u; id -G; pwd; echo $GREETING; grep -E '^(CapBnd|NoNewPrivs):' /proc/self/status | cut -f2; touch /x 2>/dev/null || echo read-only",

@@ -77,6 +77,7 @@ func TestIsolation(t *testing.T) {
 		"rlimit": {[]oci.SpecOpts{change(func(s *specs.Spec) {
 			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE"}}
 		})}, "ulimit -Sn; ulimit -Hn; ulimit -c", "100\n200\n0"},
+		"umask":                   {[]oci.SpecOpts{change(func(s *specs.Spec) { mask := uint32(0o27); s.Process.User.Umask = &mask })}, "umask", "0027"},
 		"working directory":       {[]oci.SpecOpts{oci.WithProcessCwd("/home/app")}, "pwd", "/home/app"},
 		"working directory made":  {[]oci.SpecOpts{oci.WithProcessCwd("/made/for/it")}, "pwd", "/made/for/it"},
 		"environment":             {[]oci.SpecOpts{oci.WithEnv([]string{"ONE=1", "TWO= a  b "})}, `echo "$ONE[$TWO]"`, "1[ a  b ]"},
