@@ -21,6 +21,7 @@ type container struct {
 	rootfs *rootfs
 	init   *process
 	watch  *oomWatch
+	entry  entry
 	undo   undo // takes back everything that was made for it
 
 	changing sync.Mutex // held by calls that change the container as a whole
@@ -80,6 +81,7 @@ func (a *Agent) createInit(ctx context.Context, c *container, r *guestapi.Create
 	if err != nil {
 		return err
 	}
+	c.entry = entryOf(config)
 	if err := os.WriteFile(filepath.Join(c.dir, "config.json"), config, 0o600); err != nil {
 		return fmt.Errorf("writing the bundle: %w", err)
 	}
@@ -230,7 +232,7 @@ func (a *Agent) startInit(c *container) error {
 	return nil
 }
 
-// startExec has the runtime start an exec.
+// startExec starts an exec.
 func (a *Agent) startExec(ctx context.Context, c *container, p *process) error {
 	p.starting.Lock()
 	defer p.starting.Unlock()
@@ -240,20 +242,19 @@ func (a *Agent) startExec(ctx context.Context, c *container, p *process) error {
 	if err := c.init.expect("starting a process in", stateRunning); err != nil {
 		return err
 	}
-	file := filepath.Join(a.dirs.runs, "process-"+c.id+"-"+p.exec)
-	if err := os.WriteFile(file, p.config, 0o600); err != nil {
-		return fmt.Errorf("starting %s: %w", p, err)
+	// A frozen container would freeze the new process on its way in, and the start with it.
+	c.mu.Lock()
+	paused := c.paused
+	c.mu.Unlock()
+	if paused {
+		return fmt.Errorf("starting %s: the container is paused: %w", p, errdefs.ErrFailedPrecondition)
 	}
-	defer os.Remove(file)
-	child, err := a.oci.exec(ctx, c.id, p.exec, file, p.io)
+	child, err := a.execute(ctx, c, p)
 	p.io.started()
 	p.config = nil
 	if err != nil {
 		p.stop(failedStart)
 		return fmt.Errorf("starting %s: %w", p, err)
-	}
-	if err := setOOMScore(child.PID(), p.oomScoreAdj); err != nil {
-		a.log.Warn("exec keeps the runtime's OOM score", "container", c.id, "exec", p.exec, "error", err)
 	}
 	p.has(child, stateRunning)
 	return nil

@@ -313,6 +313,8 @@ func baseSpec(args ...string) *specs.Spec {
 	}
 }
 
+func ptr[T any](v T) *T { return &v }
+
 func marshal(t *testing.T, v any) []byte {
 	t.Helper()
 	b, err := json.Marshal(v)
@@ -774,6 +776,55 @@ func TestContainersInVM(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 		m.end(p)
+	})
+	t.Run("user of an exec", func(t *testing.T) {
+		user := process("sh", "-c", "id -u; id -g; echo $HOME; grep CapEff /proc/self/status; echo x > /dev/stdout")
+		user.User, user.Env = specs.User{UID: 1000, GID: 1001}, []string{"PATH=/bin"}
+		p, err := m.newExec("main", "user", user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := p.output(), "1000\n1001\n/\nCapEff:\t0000000000000000\nx\n"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+		p.wait()
+		p.delete()
+	})
+	t.Run("seccomp", func(t *testing.T) {
+		spec := baseSpec("sh", "-c", "mkdir /tmp/a; sleep 1000")
+		spec.Linux.Seccomp = &specs.LinuxSeccomp{
+			DefaultAction: specs.ActAllow, Architectures: []specs.Arch{specs.ArchX86_64},
+			Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: ptr(uint(95))}},
+		}
+		p := m.running("filtered", spec, m.rootfs())
+		buf := make([]byte, 256)
+		n, _ := p.errs.Read(buf)
+		if got := string(buf[:n]); !strings.Contains(got, "not supported") {
+			t.Errorf("init: %q", got)
+		}
+		if out, status := m.sh("filtered", "grep Seccomp: /proc/self/status; mkdir /tmp/b"); status == 0 || !strings.Contains(out, "not supported") || !strings.HasPrefix(out, "Seccomp:\t2") {
+			t.Errorf("exec: %q, %d", out, status)
+		}
+		m.end(p)
+	})
+	t.Run("exec of a paused container", func(t *testing.T) {
+		if _, err := m.agent.Pause(m.ctx, &guestapi.ContainerRequest{Container: "main"}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := m.newExec("main", "paused", process("true"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.start(); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("start: %v", err)
+		}
+		p.delete()
+		if _, err := m.agent.Resume(m.ctx, &guestapi.ContainerRequest{Container: "main"}); err != nil {
+			t.Fatal(err)
+		}
 	})
 	t.Run("OOM", func(t *testing.T) {
 		spec := baseSpec("sh", "-c", "exec tail /dev/zero")

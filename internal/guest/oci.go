@@ -223,3 +223,15 @@ func (o *oci) release(id string) error {
 
 // forget removes what the runtime remembers of a container.
 func (o *oci) forget(id string) error { return os.RemoveAll(filepath.Join(o.root, id)) }
+
+// seccomp returns the filter that the runtime has compiled for a container.
+func (o *oci) seccomp(id string) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(o.root, id, "seccomp.bpf"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the seccomp filter of container %q: %w", id, err)
+	}
+	if len(b) == 0 {
+		return nil, fmt.Errorf("the seccomp filter of container %q is empty: %w", id, errdefs.ErrInternal)
+	}
+	return b, nil
+}
