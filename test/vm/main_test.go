@@ -115,7 +115,7 @@ func scope() leak.Scope {
 			path("root/io.containerd.sandbox.controller.v1.shim"), "/var/lib/bulkhead",
 		},
 		Flat:   []string{path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
-		Ignore: []string{path("bulkhead/layers"), path("ipam/pod/last_reserved_ip.*"), path("ipam/pod/lock")},
+		Ignore: []string{path("bulkhead/layers"), path("bulkhead/kvm-probe.json*"), path("ipam/pod/last_reserved_ip.*"), path("ipam/pod/lock")},
 		Permanent: []string{
 			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test",
 			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/pod"),
