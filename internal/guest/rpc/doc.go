@@ -48,6 +48,12 @@ const (
 	backlog = 256
 	// maxUntaken is how many data streams the guest keeps for calls that are still to come.
 	maxUntaken = 256
+	// maxStreams is how many streams the host has at once: a guest that never ends its half of one keeps it, and what it has
+	// sent on it, for ever. maxOpening is how many wait to be opened by a guest that reads nothing or acknowledges none, and
+	// maxAbandoned how many calls that were given up wait for it.
+	maxStreams   = 768
+	maxOpening   = 16
+	maxAbandoned = 1024
 )
 
 type kind uint8
@@ -99,6 +105,6 @@ func config() *yamux.Config {
 
 // drain reads a stream that nobody wants to its end, so that its writer is not stalled, and gives it back.
 func drain(s *yamux.Stream) {
-	io.Copy(io.Discard, s)
+	_, _ = io.Copy(io.Discard, s)
 	s.Close()
 }

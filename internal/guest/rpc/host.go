@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -20,6 +21,9 @@ type Host struct {
 	session *yamux.Session
 	client  *ttrpc.Client
 	agent   guestapi.AgentService
+
+	opening   chan struct{} // a place for each stream that is being opened
+	abandoned atomic.Int64  // calls that were given up and still wait to be sent
 }
 
 // NewHost begins a session on conn, which it owns from then on. The guest need not run yet: calls wait for it.
@@ -29,7 +33,7 @@ func NewHost(conn io.ReadWriteCloser) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("beginning a session with the guest: %w", err)
 	}
-	h := &Host{guard: guard, session: session}
+	h := &Host{guard: guard, session: session, opening: make(chan struct{}, maxOpening)}
 	h.client = ttrpc.NewClient(newCallsConn(session, guard), ttrpc.WithUnaryClientInterceptor(h.intercept))
 	h.agent = guestapi.NewAgentClient(h.client)
 	return h, nil
@@ -39,10 +43,22 @@ func NewHost(conn io.ReadWriteCloser) (*Host, error) {
 // A call whose context ends is given up here; the guest is not told and may still carry it out.
 func (h *Host) Agent() guestapi.AgentService { return h.agent }
 
-// Open opens the data stream with this id, which must not be 0 and not have been used before.
+// Open opens the data stream with this id, which must not be 0 and not have been used before. It is ErrResourceExhausted when
+// there are too many streams that the guest has not ended.
 func (h *Host) Open(ctx context.Context, id uint64) (net.Conn, error) {
 	if id == 0 {
 		return nil, fmt.Errorf("opening a stream to the guest: id 0: %w", errdefs.ErrInvalidArgument)
+	}
+	select {
+	case h.opening <- struct{}{}:
+	case <-h.session.CloseChan():
+		return nil, fmt.Errorf("opening stream %d to the guest: %w", id, h.unavailable())
+	case <-ctx.Done():
+		return nil, fmt.Errorf("opening stream %d to the guest: %w", id, ctx.Err())
+	}
+	if h.session.NumStreams() >= maxStreams {
+		<-h.opening
+		return nil, fmt.Errorf("opening stream %d to the guest: it has not ended %d others: %w", id, maxStreams, errdefs.ErrResourceExhausted)
 	}
 	type result struct {
 		stream *yamux.Stream
@@ -50,6 +66,7 @@ func (h *Host) Open(ctx context.Context, id uint64) (net.Conn, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
+		defer func() { <-h.opening }()
 		s, err := h.session.OpenStream()
 		if err == nil {
 			if _, err = s.Write(appendHeader(nil, kindData, id)); err != nil {
@@ -117,6 +134,7 @@ func (h *Host) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Re
 	select {
 	case err = <-done:
 	case <-ctx.Done():
+		h.abandon(done)
 		return fmt.Errorf("guest: %s: %w", req.Method, ctx.Err())
 	}
 	switch {
@@ -131,4 +149,16 @@ func (h *Host) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Re
 	}
 	resp.Status, resp.Payload = answer.Status, answer.Payload
 	return nil
+}
+
+// abandon leaves a call to itself. A guest that has very many of them wait reads nothing any more, and is ended.
+func (h *Host) abandon(done <-chan error) {
+	if h.abandoned.Add(1) > maxAbandoned {
+		_ = h.guard.fail(fmt.Errorf("the guest has not read more than %d calls: %w", maxAbandoned, errdefs.ErrUnavailable))
+		h.session.Close()
+	}
+	go func() {
+		_ = <-done
+		h.abandoned.Add(-1)
+	}()
 }

@@ -255,13 +255,22 @@ func TestUntakenStreamsAreBounded(t *testing.T) {
 	host, guest, _ := connect(t)
 	var last net.Conn
 	for id := uint64(1); id <= maxUntaken+1; id++ {
+		for id > maxUntaken { // the guest sorts streams at once, so the last one need not come last
+			guest.mu.Lock()
+			n := len(guest.untaken)
+			guest.mu.Unlock()
+			if n == maxUntaken {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
 		s, err := host.Open(ctx, id)
 		if err != nil {
 			t.Fatal(err)
 		}
 		last = s
 	}
-	if _, err := last.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := last.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("one stream too many: Read = %v, want EOF", err)
 	}
 	if _, err := guest.Take(ctx, maxUntaken); err != nil {
@@ -431,6 +440,60 @@ func TestGuestThatNeverReads(t *testing.T) {
 	case <-done:
 	case <-time.After(time.Minute):
 		t.Fatal("Close waits for the guest")
+	}
+}
+
+// Streams that the guest never ends, and never acknowledges, must not pile up on the host.
+func TestStreamsOfAGuestThatEndsNoneAreBounded(t *testing.T) {
+	ctx := testContext(t)
+	host, guest, _ := connect(t)
+	for id := uint64(1); ; id++ {
+		s, err := host.Open(ctx, id)
+		if errdefs.IsResourceExhausted(err) {
+			break
+		}
+		if err != nil || id > maxStreams {
+			t.Fatalf("stream %d: %v, want ErrResourceExhausted after %d", id, err, maxStreams)
+		}
+		if _, err := guest.Take(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+	}
+	if _, err := host.Agent().Hello(ctx, &guestapi.HelloRequest{}); err != nil {
+		t.Errorf("calls don't work any more: %v", err)
+	}
+}
+
+func TestAttemptsOfAGuestThatNeverReadsAreBounded(t *testing.T) {
+	hostConn, guestConn := net.Pipe()
+	defer guestConn.Close()
+	host, err := NewHost(hostConn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	before := runtime.NumGoroutine()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for id := range uint64(2000) {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Microsecond)
+		host.Open(ctx, id+1)
+		cancel()
+	}
+	if n := runtime.NumGoroutine() - before; n > 3*maxOpening {
+		t.Errorf("%d goroutines try to open streams", n)
+	}
+	for range 2 * maxAbandoned {
+		host.Agent().Hello(gone, &guestapi.HelloRequest{})
+	}
+	select {
+	case <-host.Done():
+	case <-time.After(time.Minute):
+		t.Fatal("the session goes on")
+	}
+	if err := host.Err(); err == nil || !strings.Contains(err.Error(), "has not read") {
+		t.Errorf("Err = %v", err)
 	}
 }
 
