@@ -15,11 +15,8 @@ import (
 // takes to start a process.
 const stubbedLibrary = "libsystemd.so.0"
 
-// stubError is what a stub's functions return: -ENOSYS.
-const stubError = -38
-
 // makeStub makes a shared library with the functions that an ELF program wants of the library soname. Each returns
-// stubError. The loader resolves every function when the program starts (Debian builds with BIND_NOW), so all must be
+// -ENOSYS. The loader resolves every function when the program starts (Debian builds with BIND_NOW), so all must be
 // there, under the versions that the program asks for. No file at all comes back when the program wants nothing.
 //
 //	segment 1, read and execute:  ELF header, program headers, hash, dynsym, dynstr, versions of symbols, versions, code

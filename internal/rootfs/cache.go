@@ -88,7 +88,7 @@ func (c *Cache) use(ctx context.Context, key string) (*os.File, error) {
 		err = flock(image, unix.LOCK_SH|unix.LOCK_NB)
 		if err == nil && named(image) {
 			now := time.Now()
-			os.Chtimes(image.Name(), now, now) // when it can't, the image just looks older than it is
+			_ = os.Chtimes(image.Name(), now, now) // when it can't, the image just looks older than it is
 			return image, nil
 		}
 		image.Close()
@@ -200,7 +200,7 @@ func (c *Cache) temporary(ctx context.Context, l *layer, options erofs.Options) 
 // syncDir makes names in a directory last. Without it the image would just be made again after a power cut.
 func syncDir(dir string) {
 	if d, err := os.Open(dir); err == nil {
-		d.Sync()
+		_ = d.Sync()
 		d.Close()
 	}
 }

@@ -3,7 +3,6 @@ package rootfs
 import (
 	"bufio"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -203,8 +202,7 @@ func (l *layer) key(options erofs.Options) string {
 	s := &l.stat
 	fmt.Fprintf(h, "%d %t %d:%d %d ", imageVersion, options.UserXattr, s.Dev_major, s.Dev_minor, s.Ino)
 	for _, t := range []unix.StatxTimestamp{s.Btime, s.Ctime, s.Mtime} {
-		binary.Write(h, binary.BigEndian, t.Sec)
-		binary.Write(h, binary.BigEndian, t.Nsec)
+		fmt.Fprintf(h, "%d.%d ", t.Sec, t.Nsec)
 	}
 	h.Write([]byte(l.path))
 	return hex.EncodeToString(h.Sum(nil)[:20])

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	// MinScratch and MaxScratch bound the size of a scratch disk: ext4 needs some room for itself, and files of host
-	// file systems end at 16 TiB.
+	// MinScratch is the least size of a scratch disk: ext4 needs some room for itself.
 	MinScratch = 8 << 20
+	// MaxScratch is the greatest: files of host file systems end at 16 TiB.
 	MaxScratch = 15 << 40
 )
 

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -37,7 +38,7 @@ func (fs *fileSystem) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, name st
 		return 0, fuse.ENODATA
 	}
 	n, err := fs.xattrNode(header.NodeId, false)
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return 0, fuse.ENODATA
 	}
 	if err != nil {
@@ -54,7 +55,7 @@ func (fs *fileSystem) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, name st
 // ListXAttr implements fuse.RawFileSystem.
 func (fs *fileSystem) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
 	n, err := fs.xattrNode(header.NodeId, false)
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return 0, fuse.OK
 	}
 	if err != nil {
@@ -63,7 +64,7 @@ func (fs *fileSystem) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest [
 	defer fs.table.put(n)
 	buf := make([]byte, maxXattr)
 	size, err := unix.Listxattr(procPath(n.fd), buf)
-	if err == unix.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return 0, fuse.OK
 	}
 	if err != nil {

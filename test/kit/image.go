@@ -43,19 +43,31 @@ type Entry struct {
 	Zeros int64
 }
 
-// Dir, Symlink, HardLink, Whiteout and Opaque make the entries that need more than a name and a body.
+// Dir is a directory.
 func Dir(name string) Entry { return Entry{Name: name, Kind: tar.TypeDir} }
+
+// Symlink is a symbolic link.
 func Symlink(name, target string) Entry {
 	return Entry{Name: name, Kind: tar.TypeSymlink, Target: target}
 }
+
+// HardLink is a further name of an entry before it.
 func HardLink(name, target string) Entry {
 	return Entry{Name: name, Kind: tar.TypeLink, Target: target}
 }
+
+// Whiteout hides what layers below have at name.
 func Whiteout(name string) Entry {
 	return Entry{Name: path.Join(path.Dir(name), ".wh."+path.Base(name))}
 }
-func Opaque(directory string) Entry       { return Entry{Name: path.Join(directory, ".wh..wh..opq")} }
-func File(name, body string) Entry        { return Entry{Name: name, Body: []byte(body)} }
+
+// Opaque hides all that layers below have in directory.
+func Opaque(directory string) Entry { return Entry{Name: path.Join(directory, ".wh..wh..opq")} }
+
+// File is a file with mode 0644.
+func File(name, body string) Entry { return Entry{Name: name, Body: []byte(body)} }
+
+// Program is an executable file.
 func Program(name string, b []byte) Entry { return Entry{Name: name, Body: b, Mode: 0o755} }
 
 // Layer makes an image layer of entries, in order.

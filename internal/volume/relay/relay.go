@@ -66,7 +66,7 @@ func Mount(target string, conn io.ReadWriteCloser) (*Session, error) {
 	}
 	// Only a mounted device can be polled, so that the runtime may wait for it without a thread.
 	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Unmount(target, unix.MNT_DETACH)
+		_ = unix.Unmount(target, unix.MNT_DETACH)
 		unix.Close(fd)
 		conn.Close()
 		return nil, fmt.Errorf("open /dev/fuse: %w", err)
