@@ -4,7 +4,7 @@
 //
 //	[]Mount ── parse ──► stack of layers, uppermost first, and the writable directory
 //	  │
-//	  ├─ directory layer ──► Cache: one EROFS image per layer and node, made once by package erofs ──► *os.File
+//	  ├─ directory layer ──► Cache: one EROFS image per layer and node, made once by package erofs ► *os.File
 //	  ├─ EROFS image (containerd's erofs snapshotter) ───────────────────────────────────────────► *os.File
 //	  └─ writable directory that is not empty ──► an image of its own, made anew, never cached ──► *os.File
 //
