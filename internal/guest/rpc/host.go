@@ -158,7 +158,7 @@ func (h *Host) abandon(done <-chan error) {
 		h.session.Close()
 	}
 	go func() {
-		<-done
+		_ = <-done
 		h.abandoned.Add(-1)
 	}()
 }
