@@ -158,7 +158,7 @@ func (h *Host) abandon(done <-chan error) {
 		h.session.Close()
 	}
 	go func() {
-		_ = <-done
+		<-done //nolint:errcheck // nobody waits for it any more
 		h.abandoned.Add(-1)
 	}()
 }
