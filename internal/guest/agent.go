@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
 	"bulkhead.dev/bulkhead/internal/guest/reaper"
+	"bulkhead.dev/bulkhead/internal/guest/rpc"
 )
 
 // Bounds of what the agent remembers.
@@ -36,9 +36,7 @@ const shutdownGrace = 10 * time.Second
 // Options are what an Agent works with.
 type Options struct {
 	// Streams hands out the data streams of the channel.
-	Streams interface {
-		Take(ctx context.Context, id uint64) (net.Conn, error)
-	}
+	Streams *rpc.Guest
 	// Reaper waits for processes.
 	Reaper *reaper.Reaper
 	// Devices tells of disks and network devices.
@@ -143,7 +141,12 @@ func (a *Agent) awaitReady(ctx context.Context) error {
 }
 
 // CreateContainer implements the service.
-func (a *Agent) CreateContainer(ctx context.Context, r *guestapi.CreateContainerRequest) (*guestapi.CreateResponse, error) {
+func (a *Agent) CreateContainer(ctx context.Context, r *guestapi.CreateContainerRequest) (_ *guestapi.CreateResponse, err error) {
+	defer func() {
+		if err != nil {
+			dropStdio(a.streams, r.Stdio)
+		}
+	}()
 	if err := checkID("container", r.Id); err != nil {
 		return nil, err
 	}
@@ -161,7 +164,12 @@ func (a *Agent) CreateContainer(ctx context.Context, r *guestapi.CreateContainer
 }
 
 // CreateExec implements the service. The runtime is started by Start, once for both.
-func (a *Agent) CreateExec(_ context.Context, r *guestapi.CreateExecRequest) (*guestapi.Empty, error) {
+func (a *Agent) CreateExec(_ context.Context, r *guestapi.CreateExecRequest) (_ *guestapi.Empty, err error) {
+	defer func() {
+		if err != nil {
+			dropStdio(a.streams, r.Stdio)
+		}
+	}()
 	if err := checkID("exec", r.Exec); err != nil {
 		return nil, err
 	}

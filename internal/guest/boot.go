@@ -262,7 +262,7 @@ func loadModule(path string) error {
 func PowerOff() {
 	unix.Sync()
 	for {
-		unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
-		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // a machine that can't switch itself off
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART) // a machine that can't switch itself off
 	}
 }

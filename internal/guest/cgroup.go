@@ -171,7 +171,10 @@ func (c cgroup) remove() error {
 	if err := c.kill(); err != nil {
 		return err
 	}
-	c.write("cgroup.freeze", "0") // a frozen process dies, but let nothing depend on it
+	// A frozen process dies as well, but let nothing depend on it.
+	if err := c.write("cgroup.freeze", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err := c.awaitEvent("populated", "0", emptyTimeout); err != nil {
 		return err
 	}

@@ -35,13 +35,18 @@ func newConsole(dir string) (*console, error) {
 // receive returns the terminal's master side.
 func (c *console) receive() (*os.File, error) {
 	deadline := time.Now().Add(consoleTimeout)
-	c.listener.SetDeadline(deadline)
+	err := c.listener.SetDeadline(deadline)
+	if err != nil {
+		return nil, fmt.Errorf("waiting for the terminal: %w", err)
+	}
 	conn, err := c.listener.AcceptUnix()
 	if err != nil {
 		return nil, fmt.Errorf("waiting for the terminal: %w", err)
 	}
 	defer conn.Close()
-	conn.SetDeadline(deadline)
+	if err := conn.SetDeadline(deadline); err != nil {
+		return nil, fmt.Errorf("receiving the terminal: %w", err)
+	}
 	name, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(4*4))
 	_, n, _, _, err := conn.ReadMsgUnix(name, oob)
 	if err != nil {

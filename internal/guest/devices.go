@@ -168,7 +168,7 @@ func (s scsi) node(lun int) (string, error) {
 func (s scsi) scan(lun int) {
 	hosts, _ := filepath.Glob(filepath.Join(s.sys, "class/scsi_host/host*/scan"))
 	for _, h := range hosts {
-		os.WriteFile(h, fmt.Appendf(nil, "0 0 %d", lun), 0)
+		_ = os.WriteFile(h, fmt.Appendf(nil, "0 0 %d", lun), 0)
 	}
 }
 

@@ -65,8 +65,7 @@ func (d *disks) mount(want *guestapi.Disk) (string, error) {
 		d.mu.Unlock()
 		<-m.ready
 		if m.err != nil {
-			d.unmount(want.Address)
-			return "", m.err
+			return "", errors.Join(m.err, d.unmount(want.Address))
 		}
 		return m.path, nil
 	}
@@ -78,8 +77,7 @@ func (d *disks) mount(want *guestapi.Disk) (string, error) {
 	m.err = d.attach(m, want.Fstype, flags, options)
 	close(m.ready)
 	if m.err != nil {
-		d.unmount(want.Address)
-		return "", m.err
+		return "", errors.Join(m.err, d.unmount(want.Address))
 	}
 	return m.path, nil
 }

@@ -82,7 +82,6 @@ type machine struct {
 
 	streams atomic.Uint64
 	disks   map[string]vmm.Address // by image file
-	stopped bool
 }
 
 var machines atomic.Int64

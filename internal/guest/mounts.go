@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -103,8 +104,7 @@ func (m *mounts) make(want *guestapi.Mount, target string) error {
 	}
 	if flags != 0 {
 		if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|flags, ""); err != nil {
-			unmount(target)
-			return fmt.Errorf("setting options %v: %w", want.Options, err)
+			return errors.Join(fmt.Errorf("setting options %v: %w", want.Options, err), unmount(target))
 		}
 	}
 	return nil

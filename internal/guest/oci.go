@@ -113,11 +113,11 @@ func wait(ctx context.Context, child *reaper.Child) error {
 		}
 		return nil
 	case <-ctx.Done():
-		child.Signal(unix.SIGKILL)
+		_ = child.Signal(unix.SIGKILL) // it may have ended meanwhile
 		<-child.Done()
 		return ctx.Err()
 	case <-timeout.C:
-		child.Signal(unix.SIGKILL)
+		_ = child.Signal(unix.SIGKILL) // it may have ended meanwhile
 		<-child.Done()
 		return fmt.Errorf("OCI runtime did not end in %v: %w", runtimeTimeout, errdefs.ErrInternal)
 	}

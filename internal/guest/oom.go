@@ -90,7 +90,8 @@ func (w *oomWatcher) remove(watch *oomWatch) {
 	defer w.mu.Unlock()
 	delete(w.watched, watch.wd)
 	if raw, err := w.f.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { unix.InotifyRmWatch(int(fd), uint32(watch.wd)) }) // gone already when the cgroup is
+		// It is gone already when the cgroup is.
+		_ = raw.Control(func(fd uintptr) { _, _ = unix.InotifyRmWatch(int(fd), uint32(watch.wd)) })
 	}
 }
 

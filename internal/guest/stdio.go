@@ -20,6 +20,15 @@ import (
 // streams hands out the data streams of the channel; rpc.Guest does.
 type streams interface {
 	Take(ctx context.Context, id uint64) (net.Conn, error)
+	// Drop says that nobody will take a stream.
+	Drop(id uint64)
+}
+
+// dropStdio drops the streams of a process that could not be made.
+func dropStdio(s streams, io *guestapi.Stdio) {
+	for _, id := range []uint64{io.GetStdin(), io.GetStdout(), io.GetStderr()} {
+		s.Drop(id)
+	}
 }
 
 const (
@@ -28,6 +37,9 @@ const (
 	// processes left in the background keep it open.
 	orphanGrace = 200 * time.Millisecond
 )
+
+// longAgo is a deadline that ends reads and writes at once.
+func longAgo() time.Time { return time.Unix(1, 0) }
 
 // stdio joins the standard streams of a process to data streams. Each direction is a goroutine that moves bytes as they
 // come and waits while the reader is behind.
@@ -200,14 +212,14 @@ func (in *input) run(ctx context.Context, take func(context.Context, uint64) (ne
 	in.mu.Lock()
 	in.conn = conn
 	if in.stopped {
-		conn.SetReadDeadline(time.Unix(1, 0))
+		_ = conn.SetReadDeadline(longAgo())
 	}
 	in.mu.Unlock()
-	io.CopyBuffer(struct{ io.Writer }{in.dst}, struct{ io.Reader }{conn}, make([]byte, pumpBuffer))
+	_, _ = io.CopyBuffer(struct{ io.Writer }{in.dst}, struct{ io.Reader }{conn}, make([]byte, pumpBuffer))
 	in.endOfFile()
 	// The process doesn't read any more, but the host may still write: it must not stall.
-	conn.SetReadDeadline(time.Time{})
-	io.Copy(io.Discard, conn)
+	_ = conn.SetReadDeadline(time.Time{})
+	_, _ = io.Copy(io.Discard, conn)
 }
 
 func (in *input) endOfFile() {
@@ -226,12 +238,12 @@ func (in *input) stop() {
 	}
 	in.stopped = true
 	if in.conn != nil {
-		in.conn.SetReadDeadline(time.Unix(1, 0))
+		_ = in.conn.SetReadDeadline(longAgo())
 	}
 	if in.closeDst {
 		in.dst.Close()
 	} else {
-		in.dst.SetWriteDeadline(time.Unix(1, 0))
+		_ = in.dst.SetWriteDeadline(longAgo())
 	}
 }
 
@@ -299,9 +311,9 @@ func (o *output) send(b []byte) {
 // watch notices when the host closes a stream that it reads: the process's output is then thrown away, so that the
 // process doesn't stall.
 func (o *output) watch(conn net.Conn) {
-	io.Copy(io.Discard, conn)
+	_, _ = io.Copy(io.Discard, conn)
 	o.discard.Store(true)
-	conn.SetWriteDeadline(time.Unix(1, 0))
+	_ = conn.SetWriteDeadline(longAgo())
 }
 
 // end tells the host that nothing more comes.
@@ -346,7 +358,7 @@ func (o *output) waiting() int {
 		return 0
 	}
 	n := 0
-	raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
 	return n
 }
 
@@ -355,7 +367,7 @@ func (o *output) abandon() {
 	o.discard.Store(true)
 	o.mu.Lock()
 	if o.conn != nil {
-		o.conn.SetWriteDeadline(time.Unix(1, 0))
+		_ = o.conn.SetWriteDeadline(longAgo())
 	}
 	o.mu.Unlock()
 	o.src.Close()

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,7 +162,7 @@ func TestRuntimeMessages(t *testing.T) {
 		"container `x` is not running":                                             errdefs.ErrFailedPrecondition,
 		"mount `tmpfs` to `/x`: Cannot allocate memory":                            errdefs.ErrUnknown,
 	} {
-		if got := classOf(message); got != class {
+		if got := classOf(message); !errors.Is(got, class) {
 			t.Errorf("%q: %v", message, got)
 		}
 	}

@@ -289,8 +289,8 @@ func afterForkInChild()
 // joined are the namespaces of the init that the process joins. User and time namespaces are not among them.
 const joined = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 
-// fork makes the first child. After it, in both children, nothing may be called that could grow the stack: raw system
-// calls and functions marked nosplit only. So this function is long, and its variables are declared at its top.
+// fork makes the first child, which makes the second. In both, nothing may be called that could grow the stack: raw system
+// calls and functions marked nosplit only.
 //
 //go:noinline
 //go:norace
@@ -299,7 +299,6 @@ func fork(a *arguments) syscall.Errno {
 		r     uintptr
 		errno syscall.Errno
 		step  uint32
-		first syscall.Errno
 		i     int
 	)
 	beforeFork()
@@ -348,22 +347,37 @@ func fork(a *arguments) syscall.Errno {
 		report(a.pipe, messagePID, uint32(r), 0)
 		exit(0)
 	}
-	// The second child, in the container.
+	step, errno = inside(a) // the second child
+fail:
+	report(a.pipe, messageFailed, step, uint32(errno))
+	exit(1)
+	return 0
+}
+
+// inside is the second child, in the container: it becomes the process, or returns which step has failed and why.
+//
+//go:nosplit
+//go:norace
+func inside(a *arguments) (step uint32, errno syscall.Errno) {
+	var (
+		first syscall.Errno
+		i     int
+	)
 	step = stepLimits
 	if errno = call(unix.SYS_SETSID, 0, 0, 0); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	for i = range a.rlimits {
 		if _, _, errno = syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, uintptr(a.limits[i].Resource), uintptr(unsafe.Pointer(&a.rlimits[i])), 0, 0, 0); errno != 0 {
-			goto fail
+			return step, errno
 		}
 	}
 	if a.umask >= 0 {
-		call(unix.SYS_UMASK, uintptr(a.umask), 0, 0)
+		_ = call(unix.SYS_UMASK, uintptr(a.umask), 0, 0)
 	}
 	step = stepCapabilities
 	if errno = dropBounding(a.bounding); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	// The directory may be open to root only, or (on a network file system) to the user only.
 	first = call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(a.cwd)), 0, 0)
@@ -371,51 +385,50 @@ func fork(a *arguments) syscall.Errno {
 	// Without no_new_privs a filter takes CAP_SYS_ADMIN, so it comes before the user and the capabilities change.
 	if a.seccomp != nil && !a.noNewPrivileges {
 		if errno = call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, uintptr(unsafe.Pointer(a.seccomp))); errno != 0 {
-			goto fail
+			return step, errno
 		}
 	}
 	step = stepUser
 	if errno = call(unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	if errno = setGroups(a.groups); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	if errno = call(unix.SYS_SETRESGID, a.gid, a.gid, a.gid); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	if errno = call(unix.SYS_SETRESUID, a.uid, a.uid, a.uid); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	step = stepCapabilities
 	if errno = call(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&a.capHeader)), uintptr(unsafe.Pointer(&a.capData)), 0); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	if errno = raiseAmbient(a.ambient); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	step = stepCwd
 	if first != 0 {
 		if errno = call(unix.SYS_CHDIR, uintptr(unsafe.Pointer(a.cwd)), 0, 0); errno != 0 {
-			goto fail
+			return step, errno
 		}
 	}
 	// A path through a magic link could have led out of the container (CVE-2024-21626); its name is not absolute then.
 	if errno = call(unix.SYS_GETCWD, uintptr(unsafe.Pointer(&a.buf)), uintptr(len(a.buf)), 0); errno != 0 {
-		goto fail
+		return step, errno
 	}
 	if a.buf[0] != '/' {
-		errno = syscall.ENOENT
-		goto fail
+		return step, syscall.ENOENT
 	}
 	step = stepSeccomp
 	if a.noNewPrivileges {
 		if errno = call6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); errno != 0 {
-			goto fail
+			return step, errno
 		}
 		if a.seccomp != nil {
 			if errno = call(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, uintptr(unsafe.Pointer(a.seccomp))); errno != 0 {
-				goto fail
+				return step, errno
 			}
 		}
 	}
@@ -428,12 +441,8 @@ func fork(a *arguments) syscall.Errno {
 		case syscall.EACCES: // another directory of the path may have one that can be executed
 			first = errno
 		default:
-			goto fail
+			return step, errno
 		}
 	}
-	errno = first
-fail:
-	report(a.pipe, messageFailed, step, uint32(errno))
-	exit(1)
-	return 0
+	return step, first
 }

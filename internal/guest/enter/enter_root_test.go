@@ -294,7 +294,7 @@ func TestStartAtOnce(t *testing.T) {
 			}
 			var ws syscall.WaitStatus
 			for {
-				if _, err = syscall.Wait4(pid, &ws, 0, nil); err != syscall.EINTR {
+				if _, err = syscall.Wait4(pid, &ws, 0, nil); !errors.Is(err, syscall.EINTR) {
 					break
 				}
 			}

@@ -30,7 +30,7 @@ func call6(number, a, b, c, d, e uintptr) syscall.Errno {
 //go:norace
 func exit(status uintptr) {
 	for {
-		syscall.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
+		_, _, _ = syscall.RawSyscall(unix.SYS_EXIT_GROUP, status, 0, 0)
 	}
 }
 
@@ -40,7 +40,7 @@ func exit(status uintptr) {
 //go:norace
 func report(pipe uintptr, kind, x, y uint32) {
 	m := [3]uint32{kind, x, y}
-	syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(&m)), messageLen)
+	_, _, _ = syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(&m)), messageLen)
 }
 
 // closeAllBut closes all descriptors above the standard ones but two, the lower given first.

@@ -130,8 +130,7 @@ func (a *Agent) OOM(id string) error {
 		return err
 	}
 	a.events <- &guestapi.Event{Kind: &guestapi.Event_Oom{Oom: &guestapi.OOM{Container: id}}}
-	c.init.signal(uint32(syscall.SIGKILL))
-	return nil
+	return c.init.signal(uint32(syscall.SIGKILL))
 }
 
 // Containers returns the ids of the containers that exist.
@@ -326,7 +325,7 @@ func (a *Agent) Signal(ctx context.Context, r *guestapi.SignalRequest) (*guestap
 		}
 		a.mu.Unlock()
 		for _, e := range execs {
-			e.signal(r.Signal)
+			_ = e.signal(r.Signal) // it may have ended
 		}
 		p = c.init
 	}
@@ -368,7 +367,7 @@ func (a *Agent) Delete(ctx context.Context, r *guestapi.ProcessRequest) (*guesta
 	defer a.mu.Unlock()
 	if r.Exec == "" {
 		for _, e := range a.containers[r.Container].execs {
-			e.signal(uint32(syscall.SIGKILL))
+			_ = e.signal(uint32(syscall.SIGKILL)) // it may have ended
 		}
 		delete(a.containers, r.Container)
 	} else {

@@ -133,13 +133,16 @@ func (p *process) run(run program, files [3]net.Conn) {
 	for _, f := range files {
 		if f != nil {
 			f.Close()
-			go io.Copy(io.Discard, f)
+			go discard(f)
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.finish(status)
 }
+
+// discard reads what the host still sends, so that it doesn't stall.
+func discard(r io.Reader) { _, _ = io.Copy(io.Discard, r) }
 
 // finish ends the process. The caller holds mu.
 func (p *process) finish(status uint32) {
@@ -183,7 +186,7 @@ type program func(args []string, in io.Reader, out, errw io.Writer) uint32
 
 var programs = map[string]program{
 	"cat": func(_ []string, in io.Reader, out, _ io.Writer) uint32 {
-		io.Copy(out, in)
+		_, _ = io.Copy(out, in)
 		return 0
 	},
 	"echo": func(args []string, _ io.Reader, out, _ io.Writer) uint32 {
@@ -196,7 +199,7 @@ var programs = map[string]program{
 	},
 	"bytes": func(args []string, _ io.Reader, out, _ io.Writer) uint32 {
 		n, _ := strconv.ParseInt(strings.Join(args, ""), 10, 64)
-		io.CopyN(out, zeros{}, n)
+		_, _ = io.CopyN(out, zeros{}, n)
 		return 0
 	},
 	"exit": func(args []string, _ io.Reader, _, _ io.Writer) uint32 {

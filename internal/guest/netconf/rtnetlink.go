@@ -2,6 +2,7 @@ package netconf
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"syscall"
@@ -73,7 +74,7 @@ func (c *conn) request(kind, flags uint16, m *message, visit func([]byte)) error
 	buf := make([]byte, 64<<10)
 	for {
 		n, _, err := unix.Recvfrom(c.fd, buf, 0)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {

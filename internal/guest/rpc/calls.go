@@ -110,7 +110,7 @@ func (c *callsConn) Read(p []byte) (int, error) {
 	}
 	n, err := c.Stream.Read(p)
 	if verr := c.in.scan(p[:n], c.answered); verr != nil {
-		c.guard.fail(verr)
+		_ = c.guard.fail(verr)
 		c.session.Close()
 		return 0, verr
 	}

@@ -48,6 +48,8 @@ const (
 	backlog = 256
 	// maxUntaken is how many data streams the guest keeps for calls that are still to come.
 	maxUntaken = 256
+	// maxDropped is how many streams that nobody wants the guest remembers until they come.
+	maxDropped = 1024
 	// maxStreams is how many streams the host has at once: a guest that never ends its half of one keeps it, and what it has
 	// sent on it, for ever. maxOpening is how many wait to be opened by a guest that reads nothing or acknowledges none, and
 	// maxAbandoned how many calls that were given up wait for it.
@@ -103,8 +105,10 @@ func config() *yamux.Config {
 	}
 }
 
-// drain reads a stream that nobody wants to its end, so that its writer is not stalled, and gives it back.
-func drain(s *yamux.Stream) {
-	_, _ = io.Copy(io.Discard, s)
-	s.Close()
+// refuse ends a stream that nobody wants, and reads it to its end, so that its writer is not stalled.
+func refuse(s *yamux.Stream) {
+	go func() {
+		s.Close()
+		_, _ = io.Copy(io.Discard, s)
+	}()
 }

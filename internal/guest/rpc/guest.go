@@ -24,6 +24,8 @@ type Guest struct {
 	called  bool                          // guarded by mu; the calls stream has come
 	untaken map[uint64]*yamux.Stream      // guarded by mu; streams that no call has asked for yet
 	waiting map[uint64]chan *yamux.Stream // guarded by mu; calls whose stream has not come yet
+	dropped map[uint64]bool               // guarded by mu; streams that nobody wants and that have not come yet
+	order   []uint64                      // guarded by mu; the same, the oldest first
 }
 
 // NewGuest begins the guest's end of a session on conn, which it owns from then on.
@@ -37,6 +39,7 @@ func NewGuest(conn io.ReadWriteCloser) (*Guest, error) {
 		calls:   make(chan *yamux.Stream, 1),
 		untaken: make(map[uint64]*yamux.Stream),
 		waiting: make(map[uint64]chan *yamux.Stream),
+		dropped: make(map[uint64]bool),
 	}
 	go g.accept()
 	return g, nil
@@ -67,7 +70,8 @@ func (g *Guest) Serve(ctx context.Context, svc guestapi.AgentService) error {
 	return fmt.Errorf("serving calls: %w", err)
 }
 
-// Take returns the data stream with this id, and waits for it to come. A stream can be taken once.
+// Take returns the data stream with this id, and waits for it to come. A stream can be taken once. When ctx ends the wait,
+// the stream is dropped.
 func (g *Guest) Take(ctx context.Context, id uint64) (net.Conn, error) {
 	if id == 0 {
 		return nil, fmt.Errorf("taking a stream: id 0: %w", errdefs.ErrInvalidArgument)
@@ -98,10 +102,35 @@ func (g *Guest) Take(ctx context.Context, id uint64) (net.Conn, error) {
 	g.mu.Unlock()
 	select {
 	case s := <-ch: // it came at the last moment
-		go drain(s)
+		refuse(s)
 	default:
+		g.Drop(id)
 	}
 	return nil, fmt.Errorf("taking stream %d: %w", id, ctx.Err())
+}
+
+// Drop says that nobody will take a data stream: it is ended, now or when it comes, and what the host sends on it is
+// thrown away. Of streams that never come, the last maxDropped are remembered.
+func (g *Guest) Drop(id uint64) {
+	if id == 0 {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.untaken[id]; s != nil {
+		delete(g.untaken, id)
+		refuse(s)
+		return
+	}
+	if g.waiting[id] != nil || g.dropped[id] {
+		return
+	}
+	if len(g.order) >= maxDropped {
+		delete(g.dropped, g.order[0])
+		g.order = g.order[1:]
+	}
+	g.dropped[id] = true
+	g.order = append(g.order, id)
 }
 
 // Close ends the session and closes the connection below it. It is idempotent.
@@ -119,8 +148,7 @@ func (g *Guest) accept() {
 		go func() {
 			defer func() { <-slots }()
 			if err := g.sort(s); err != nil {
-				s.Close()
-				go drain(s)
+				refuse(s)
 			}
 		}()
 	}
@@ -150,6 +178,9 @@ func (g *Guest) sort(s *yamux.Stream) error {
 		delete(g.waiting, id)
 		ch <- s
 		return nil
+	}
+	if g.dropped[id] {
+		return fmt.Errorf("stream %d was dropped", id)
 	}
 	if g.untaken[id] != nil || len(g.untaken) >= maxUntaken {
 		return fmt.Errorf("stream %d comes twice or is one too many", id)

@@ -84,8 +84,7 @@ func (h *Host) Open(ctx context.Context, id uint64) (net.Conn, error) {
 	case <-ctx.Done():
 		go func() {
 			if r := <-done; r.err == nil {
-				r.stream.Close()
-				drain(r.stream)
+				refuse(r.stream)
 			}
 		}()
 		return nil, fmt.Errorf("opening stream %d to the guest: %w", id, ctx.Err())

@@ -250,6 +250,60 @@ func TestTake(t *testing.T) {
 	}
 }
 
+// TestDroppedStreams: a stream that nobody wants stalls nobody and is not kept, whenever it comes.
+func TestDroppedStreams(t *testing.T) {
+	ctx := testContext(t)
+	host, guest, _ := connect(t)
+	check := func(name string, s net.Conn) {
+		t.Helper()
+		if _, err := s.Write(make([]byte, 4*window)); err != nil {
+			t.Errorf("%s: Write: %v", name, err)
+		}
+		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("%s: Read = %v, want EOF", name, err)
+		}
+		s.Close()
+	}
+	open := func(id uint64) net.Conn {
+		t.Helper()
+		s, err := host.Open(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	guest.Drop(1)
+	check("dropped before it came", open(1))
+
+	late := open(2)
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		guest.mu.Lock()
+		came := guest.untaken[2] != nil
+		guest.mu.Unlock()
+		if came {
+			break
+		}
+	}
+	guest.Drop(2)
+	check("dropped after it came", late)
+
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	if _, err := guest.Take(gone, 3); !errors.Is(err, context.Canceled) {
+		t.Errorf("Take = %v", err)
+	}
+	check("given up", open(3))
+
+	for id := uint64(100); id < 100+3*maxDropped; id++ {
+		guest.Drop(id)
+	}
+	guest.mu.Lock()
+	defer guest.mu.Unlock()
+	if len(guest.dropped) > maxDropped || len(guest.order) > maxDropped || len(guest.untaken) != 0 {
+		t.Errorf("%d and %d dropped, %d untaken streams are kept", len(guest.dropped), len(guest.order), len(guest.untaken))
+	}
+}
+
 func TestUntakenStreamsAreBounded(t *testing.T) {
 	ctx := testContext(t)
 	host, guest, _ := connect(t)
