@@ -90,32 +90,38 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// orphan starts a shell that leaves a process behind, and returns that process's pid once the shell has ended.
-func orphan(t *testing.T, script string) int {
+// orphan starts a shell that leaves a process behind, and returns that process's pid once the shell has ended: not before,
+// since the shell might wait for it itself. The process runs script once it is released.
+func orphan(t *testing.T, script string) (pid int, release func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	c := sh(t, "("+script+") >/dev/null & echo $!", nil, w)
+	heldRead, heldWrite, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := sh(t, "(cat <&3; "+script+") >/dev/null & echo $!", nil, w, nil, heldRead)
 	w.Close()
+	heldRead.Close()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil {
+	if pid, err = strconv.Atoi(strings.TrimSpace(line)); err != nil {
 		t.Fatal(err)
 	}
 	wait(t, c)
-	return pid
+	return pid, func() { heldWrite.Close() }
 }
 
 func TestOrphanThatEndsBeforeItIsClaimed(t *testing.T) {
 	hold := one.Hold()
 	defer hold.Release()
-	pid := orphan(t, "exit 42")
+	pid, release := orphan(t, "exit 42")
+	release()
 	for deadline := time.Now().Add(time.Minute); unix.Kill(pid, 0) == nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("orphan doesn't end")
@@ -141,7 +147,8 @@ func TestOrphanThatEndsBeforeItIsClaimed(t *testing.T) {
 
 func TestOrphanThatIsSignalled(t *testing.T) {
 	hold := one.Hold()
-	pid := orphan(t, "exec sleep 100")
+	pid, release := orphan(t, "exec sleep 100")
+	release()
 	c, err := hold.Child(pid)
 	hold.Release()
 	if err != nil {
