@@ -8,9 +8,9 @@
 //	      ─ processes ── pipes or pty ◄─► data streams; exits through package reaper
 //	      ─ cgroups ──── limits, statistics, freezing, OOM kills
 //
-// The OCI runtime crun is started for two things only, to create a container and to start a further process in it;
-// docs/adr/0003-guest-runtime.md tells why. Everything else that runtimes do (start, kill, pause, update, delete) is a few
-// writes to files, which the agent does itself.
+// The OCI runtime crun is started to create a container, and for further processes in it that need a terminal or something
+// as rare; others are started by package enter. docs/adr/0003-guest-runtime.md tells why. Everything else that runtimes do
+// (start, kill, pause, update, delete) is a few writes to files, which the agent does itself.
 //
 // A process goes through these states; a call that doesn't fit one is ErrFailedPrecondition and names it:
 //

@@ -210,10 +210,7 @@ func run(t *testing.T, name string, args ...string) {
 }
 
 var baseOnce = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "bulkhead-guest-base")
-	if err != nil {
-		return "", err
-	}
+	dir := filepath.Dir(guestDir)
 	root := filepath.Join(dir, "root")
 	for _, d := range []string{"bin", "tmp", "etc", "proc", "sys", "dev", "run"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
