@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
+	"bulkhead.dev/bulkhead/internal/guest/cgroup2"
 	"bulkhead.dev/bulkhead/internal/guest/reaper"
 	"bulkhead.dev/bulkhead/internal/guest/rpc"
 )
@@ -60,7 +61,7 @@ type Agent struct {
 	oci       *oci
 	assembler *assembler
 	mounts    *mounts
-	oom       *oomWatcher
+	oom       *cgroup2.Watcher
 	events    *eventQueue
 	pids      *pidNamespace
 
@@ -101,7 +102,7 @@ func New(o Options) (*Agent, error) {
 	a.mounts = newMounts(a.dirs.mounts, a.dirs.volumes)
 	a.assembler = &assembler{disks: newDisks(o.Devices, a.dirs.disks), volumes: a.dirs.volumes}
 	var err error
-	a.oom, err = newOOMWatcher(func(container string) {
+	a.oom, err = cgroup2.NewWatcher(func(container string) {
 		a.events.add(&guestapi.Event{Kind: &guestapi.Event_Oom{Oom: &guestapi.OOM{Container: container}}})
 	})
 	return a, err
@@ -237,7 +238,7 @@ func (a *Agent) Signal(_ context.Context, r *guestapi.SignalRequest) (*guestapi.
 		return nil, err
 	}
 	if r.All {
-		if err := c.cgroup.signal(unix.Signal(r.Signal)); err != nil {
+		if err := c.cgroup.Signal(unix.Signal(r.Signal)); err != nil {
 			return nil, fmt.Errorf("signalling all of container %q: %w", r.Container, err)
 		}
 		return &guestapi.Empty{}, nil
@@ -283,7 +284,7 @@ func (a *Agent) Pids(_ context.Context, r *guestapi.ContainerRequest) (*guestapi
 	if err != nil {
 		return nil, err
 	}
-	pids, err := c.cgroup.processes()
+	pids, err := c.cgroup.Processes()
 	if err != nil {
 		return nil, fmt.Errorf("processes of container %q: %w", r.Container, err)
 	}
@@ -326,7 +327,7 @@ func (a *Agent) freeze(id string, frozen bool) (*guestapi.Empty, error) {
 	if err := c.init.expect(doing, stateRunning); err != nil {
 		return nil, err
 	}
-	if err := c.cgroup.freeze(frozen); err != nil {
+	if err := c.cgroup.Freeze(frozen); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", doing, c.init, err)
 	}
 	c.mu.Lock()
@@ -349,7 +350,7 @@ func (a *Agent) Update(_ context.Context, r *guestapi.UpdateRequest) (*guestapi.
 	if c.init.current() == stateStopped {
 		return nil, fmt.Errorf("updating %s, which has ended: %w", c.init, errdefs.ErrFailedPrecondition)
 	}
-	if err := c.cgroup.update(r.Resources); err != nil {
+	if err := c.cgroup.Update(r.Resources); err != nil {
 		return nil, fmt.Errorf("updating %s: %w", c.init, err)
 	}
 	return &guestapi.Empty{}, nil
@@ -361,7 +362,7 @@ func (a *Agent) Stats(_ context.Context, r *guestapi.ContainerRequest) (*guestap
 	if err != nil {
 		return nil, err
 	}
-	stats, err := c.cgroup.stats()
+	stats, err := c.cgroup.Stats()
 	if err != nil {
 		return nil, fmt.Errorf("statistics of container %q: %w", r.Container, err)
 	}
@@ -391,7 +392,7 @@ func (a *Agent) Shutdown(ctx context.Context, _ *guestapi.Empty) (*guestapi.Empt
 	all := a.all()
 	var errs []error
 	for _, c := range all {
-		errs = append(errs, c.cgroup.kill())
+		errs = append(errs, c.cgroup.Kill())
 	}
 	for _, c := range all {
 		if _, err := c.init.wait(ctx); err != nil {

@@ -11,16 +11,17 @@ import (
 	"github.com/containerd/errdefs"
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
+	"bulkhead.dev/bulkhead/internal/guest/cgroup2"
 )
 
 // container is a root file system, a cgroup and the processes in them.
 type container struct {
 	id     string
 	dir    string
-	cgroup cgroup
+	cgroup cgroup2.Group
 	rootfs *rootfs
 	init   *process
-	watch  *oomWatch
+	watch  *cgroup2.Watch
 	entry  entry
 	undo   undo // takes back everything that was made for it
 
@@ -35,7 +36,7 @@ type container struct {
 // createContainer makes a container whose init waits for its start. On an error nothing is left of it.
 func (a *Agent) createContainer(ctx context.Context, r *guestapi.CreateContainerRequest) (_ *container, err error) {
 	c := &container{
-		id: r.Id, dir: filepath.Join(a.dirs.containers, r.Id), cgroup: cgroup(filepath.Join(cgroupRoot, podCgroup, r.Id)),
+		id: r.Id, dir: filepath.Join(a.dirs.containers, r.Id), cgroup: cgroup2.Group(filepath.Join(cgroupRoot, podCgroup, r.Id)),
 		execs: make(map[string]*process), creating: true,
 	}
 	c.changing.Lock()
@@ -92,16 +93,16 @@ func (a *Agent) createInit(ctx context.Context, c *container, r *guestapi.Create
 	c.undo.add(func() error { io.close(); return nil })
 	c.init = newProcess(c.id, "", io)
 	c.init.oomScoreAdj = oomScoreAdj
-	c.undo.add(func() error { return errors.Join(c.cgroup.remove(), a.oci.forget(c.id)) })
+	c.undo.add(func() error { return errors.Join(c.cgroup.Remove(), a.oci.forget(c.id)) })
 	child, err := a.oci.create(ctx, c.id, c.dir, io)
 	io.started()
 	if err != nil {
 		return err
 	}
-	if c.watch, err = a.oom.add(c.id, c.cgroup); err != nil {
+	if c.watch, err = a.oom.Add(c.id, c.cgroup); err != nil {
 		return err
 	}
-	c.undo.add(func() error { a.oom.remove(c.watch); return nil })
+	c.undo.add(func() error { a.oom.Remove(c.watch); return nil })
 	c.init.onExit = func() { a.initExited(c) }
 	c.init.has(child, stateCreated)
 	return nil
@@ -110,8 +111,8 @@ func (a *Agent) createInit(ctx context.Context, c *container, r *guestapi.Create
 // initExited is called when a container's init has ended, before that is known: an OOM kill is told first, and processes
 // that outlive the init, in a container that shares another one's pid namespace, are ended.
 func (a *Agent) initExited(c *container) {
-	a.oom.check(c.watch)
-	if err := c.cgroup.kill(); err != nil {
+	a.oom.Check(c.watch)
+	if err := c.cgroup.Kill(); err != nil {
 		a.log.Warn("processes may outlive their container's init", "container", c.id, "error", err)
 	}
 }
@@ -280,7 +281,7 @@ func (a *Agent) deleteContainer(c *container) error {
 	if c.init.current() == stateRunning {
 		return fmt.Errorf("deleting %s, which is running: %w", c.init, errdefs.ErrFailedPrecondition)
 	}
-	if err := c.cgroup.kill(); err != nil {
+	if err := c.cgroup.Kill(); err != nil {
 		return fmt.Errorf("deleting %s: %w", c.init, err)
 	}
 	c.mu.Lock()

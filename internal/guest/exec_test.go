@@ -138,3 +138,5 @@ func TestExplainEntry(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+func ptr[T any](v T) *T { return &v }

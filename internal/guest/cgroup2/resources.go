@@ -1,4 +1,4 @@
-package guest
+package cgroup2
 
 import (
 	"encoding/json"
@@ -109,9 +109,9 @@ func weight(shares uint64) uint64 {
 	return 1 + (shares-2)*9999/262142
 }
 
-// update changes a container's limits. A memory limit below what is in use, and can't be reclaimed, is refused: the kernel
+// Update changes a container's limits. A memory limit below what is in use, and can't be reclaimed, is refused: the kernel
 // would kill the container.
-func (c cgroup) update(raw []byte) error {
+func (c Group) Update(raw []byte) error {
 	var r specs.LinuxResources
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
@@ -121,7 +121,7 @@ func (c cgroup) update(raw []byte) error {
 		return err
 	}
 	if r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
-		stats, err := c.stats()
+		stats, err := c.Stats()
 		if err != nil {
 			return err
 		}

@@ -1,4 +1,4 @@
-package guest
+package cgroup2
 
 import (
 	"encoding/binary"
@@ -10,35 +10,38 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomWatcher learns of kills for want of memory from changes of the cgroups' memory.events.
-type oomWatcher struct {
+// Watcher learns of kills for want of memory from changes of the cgroups' memory.events.
+type Watcher struct {
 	f      *os.File
 	report func(container string)
 
 	mu      sync.Mutex
-	watched map[int32]*oomWatch // guarded by mu; by watch descriptor
+	watched map[int32]*Watch // guarded by mu; by watch descriptor
 }
 
-type oomWatch struct {
+// Watch is one container's.
+type Watch struct {
 	container string
-	cgroup    cgroup
+	cgroup    Group
 	wd        int32
 
 	mu    sync.Mutex
 	kills uint64 // guarded by mu; what was reported
 }
 
-func newOOMWatcher(report func(container string)) (*oomWatcher, error) {
+// NewWatcher returns a Watcher at work. It calls report, in a goroutine of its own or in that of Check, once for each time
+// that it sees the number of kills in a container risen.
+func NewWatcher(report func(container string)) (*Watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watching for OOM kills: %w", err)
 	}
-	w := &oomWatcher{f: os.NewFile(uintptr(fd), "inotify"), report: report, watched: make(map[int32]*oomWatch)}
+	w := &Watcher{f: os.NewFile(uintptr(fd), "inotify"), report: report, watched: make(map[int32]*Watch)}
 	go w.run()
 	return w, nil
 }
 
-func (w *oomWatcher) run() {
+func (w *Watcher) run() {
 	buf := make([]byte, 4096)
 	for {
 		n, err := w.f.Read(buf)
@@ -53,21 +56,21 @@ func (w *oomWatcher) run() {
 			watch := w.watched[wd]
 			w.mu.Unlock()
 			if watch != nil {
-				w.check(watch)
+				w.Check(watch)
 			}
 		}
 	}
 }
 
-// add begins to watch a container's cgroup.
-func (w *oomWatcher) add(container string, c cgroup) (*oomWatch, error) {
+// Add begins to watch a container's cgroup.
+func (w *Watcher) Add(container string, c Group) (*Watch, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	raw, err := w.f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	watch := &oomWatch{container: container, cgroup: c}
+	watch := &Watch{container: container, cgroup: c}
 	var addErr error
 	err = raw.Control(func(fd uintptr) {
 		var wd int
@@ -84,8 +87,8 @@ func (w *oomWatcher) add(container string, c cgroup) (*oomWatch, error) {
 	return watch, nil
 }
 
-// remove ends a watch.
-func (w *oomWatcher) remove(watch *oomWatch) {
+// Remove ends a watch.
+func (w *Watcher) Remove(watch *Watch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.watched, watch.wd)
@@ -95,8 +98,8 @@ func (w *oomWatcher) remove(watch *oomWatch) {
 	}
 }
 
-// check reports an OOM kill if there were any since the last check.
-func (w *oomWatcher) check(watch *oomWatch) {
+// Check reports an OOM kill if there were any since the last check.
+func (w *Watcher) Check(watch *Watch) {
 	b, err := watch.cgroup.read("memory.events")
 	if err != nil {
 		return // the cgroup is being removed

@@ -1,4 +1,9 @@
-package guest
+// Package cgroup2 is a container's cgroup (version 2) as the agent sees it: which processes are in it, their end, freezing, limits,
+// statistics, and kills for want of memory.
+//
+// The OCI runtime makes the cgroup, with the limits that it starts with; this package does everything after that, by the
+// kernel's files. A container may have made cgroups below its own, as many as it likes: walks over them are bounded.
+package cgroup2
 
 import (
 	"bufio"
@@ -20,8 +25,8 @@ import (
 	guestapi "bulkhead.dev/bulkhead/api/guest"
 )
 
-// cgroup is the path of a container's cgroup (v2). A container may have made cgroups below it.
-type cgroup string
+// Group is the path of a container's cgroup.
+type Group string
 
 const (
 	// maxCgroups bounds how many cgroups below a container's own are looked at.
@@ -31,7 +36,7 @@ const (
 )
 
 // read returns a file's content; a file that is missing is empty.
-func (c cgroup) read(name string) ([]byte, error) {
+func (c Group) read(name string) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(string(c), name))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
 		return nil, nil
@@ -39,7 +44,7 @@ func (c cgroup) read(name string) ([]byte, error) {
 	return b, err
 }
 
-func (c cgroup) write(name, value string) error {
+func (c Group) write(name, value string) error {
 	if err := os.WriteFile(filepath.Join(string(c), name), []byte(value), 0); err != nil {
 		return fmt.Errorf("writing %q to %s: %w", value, name, err)
 	}
@@ -47,7 +52,7 @@ func (c cgroup) write(name, value string) error {
 }
 
 // walk visits the cgroup and those below it, a parent before its children.
-func (c cgroup) walk(visit func(cgroup) error) error {
+func (c Group) walk(visit func(Group) error) error {
 	n := 0
 	return filepath.WalkDir(string(c), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -62,14 +67,14 @@ func (c cgroup) walk(visit func(cgroup) error) error {
 		if n++; n > maxCgroups {
 			return fmt.Errorf("cgroup %s has more than %d below it: %w", c, maxCgroups, errdefs.ErrResourceExhausted)
 		}
-		return visit(cgroup(path))
+		return visit(Group(path))
 	})
 }
 
-// processes lists the processes in the cgroup and below it.
-func (c cgroup) processes() ([]int, error) {
+// Processes lists the processes in the cgroup and below it.
+func (c Group) Processes() ([]int, error) {
 	var pids []int
-	err := c.walk(func(c cgroup) error {
+	err := c.walk(func(c Group) error {
 		b, err := c.read("cgroup.procs")
 		if errors.Is(err, unix.EOPNOTSUPP) { // a threaded cgroup: the processes are listed above it
 			return nil
@@ -87,8 +92,8 @@ func (c cgroup) processes() ([]int, error) {
 	return pids, err
 }
 
-// kill sends SIGKILL to everything in the cgroup and below it.
-func (c cgroup) kill() error {
+// Kill sends SIGKILL to everything in the cgroup and below it.
+func (c Group) Kill() error {
 	err := c.write("cgroup.kill", "1")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -96,13 +101,13 @@ func (c cgroup) kill() error {
 	return err
 }
 
-// signal sends a signal to everything in the cgroup and below it. Processes that fork at that moment may be missed, as
+// Signal sends a signal to everything in the cgroup and below it. Processes that fork at that moment may be missed, as
 // with every runtime.
-func (c cgroup) signal(sig unix.Signal) error {
+func (c Group) Signal(sig unix.Signal) error {
 	if sig == unix.SIGKILL {
-		return c.kill()
+		return c.Kill()
 	}
-	pids, err := c.processes()
+	pids, err := c.Processes()
 	if err != nil {
 		return err
 	}
@@ -120,8 +125,8 @@ const (
 	emptyTimeout = 20 * time.Second
 )
 
-// freeze stops everything in the cgroup or lets it go on, and returns when that is so.
-func (c cgroup) freeze(frozen bool) error {
+// Freeze stops everything in the cgroup or lets it go on, and returns when that is so.
+func (c Group) Freeze(frozen bool) error {
 	value := "0"
 	if frozen {
 		value = "1"
@@ -133,7 +138,7 @@ func (c cgroup) freeze(frozen bool) error {
 }
 
 // awaitEvent waits until a line of cgroup.events has a value. The kernel tells of changes by POLLPRI.
-func (c cgroup) awaitEvent(key, value string, timeout time.Duration) error {
+func (c Group) awaitEvent(key, value string, timeout time.Duration) error {
 	f, err := os.Open(filepath.Join(string(c), "cgroup.events"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -163,12 +168,12 @@ func (c cgroup) awaitEvent(key, value string, timeout time.Duration) error {
 	}
 }
 
-// remove kills what is in the cgroup and removes it with all below it.
-func (c cgroup) remove() error {
+// Remove kills what is in the cgroup and removes it with all below it.
+func (c Group) Remove() error {
 	if _, err := os.Stat(string(c)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := c.kill(); err != nil {
+	if err := c.Kill(); err != nil {
 		return err
 	}
 	// A frozen process dies as well, but let nothing depend on it.
@@ -178,8 +183,8 @@ func (c cgroup) remove() error {
 	if err := c.awaitEvent("populated", "0", emptyTimeout); err != nil {
 		return err
 	}
-	var all []cgroup
-	if err := c.walk(func(c cgroup) error { all = append(all, c); return nil }); err != nil {
+	var all []Group
+	if err := c.walk(func(c Group) error { all = append(all, c); return nil }); err != nil {
 		return err
 	}
 	for i := len(all) - 1; i >= 0; i-- {
@@ -196,8 +201,8 @@ func (c cgroup) remove() error {
 	return nil
 }
 
-// stats reads the cgroup's figures.
-func (c cgroup) stats() (*guestapi.StatsResponse, error) {
+// Stats reads the cgroup's figures.
+func (c Group) Stats() (*guestapi.StatsResponse, error) {
 	if _, err := os.Stat(string(c)); err != nil {
 		return nil, fmt.Errorf("cgroup %s: %w", c, err)
 	}

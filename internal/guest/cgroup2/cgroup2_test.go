@@ -1,4 +1,4 @@
-package guest
+package cgroup2
 
 import (
 	"encoding/json"
@@ -19,19 +19,19 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // fakeCgroup copies the files of a cgroup, as a kernel showed them, to a directory where they can be written.
-func fakeCgroup(t *testing.T, name string) cgroup {
+func fakeCgroup(t *testing.T, name string) Group {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("testdata", name))); err != nil {
 		t.Fatal(err)
 	}
-	return cgroup(dir)
+	return Group(dir)
 }
 
 func TestStats(t *testing.T) {
 	for _, name := range []string{"busy", "bare"} {
 		t.Run(name, func(t *testing.T) {
-			got, err := fakeCgroup(t, name).stats()
+			got, err := fakeCgroup(t, name).Stats()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +55,7 @@ func TestStats(t *testing.T) {
 			}
 		})
 	}
-	if _, err := cgroup(filepath.Join(t.TempDir(), "none")).stats(); err == nil {
+	if _, err := Group(filepath.Join(t.TempDir(), "none")).Stats(); err == nil {
 		t.Error("no error for a cgroup that isn't there")
 	}
 }
@@ -125,22 +125,22 @@ func TestUpdate(t *testing.T) {
 		b, _ := json.Marshal(specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}})
 		return b
 	}
-	if err := c.update(resources(64 << 20)); err != nil {
+	if err := c.Update(resources(64 << 20)); err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := c.read("memory.max"); string(b) != "67108864" {
 		t.Errorf("memory.max = %q", b)
 	}
-	if err := c.update(resources(4096)); !errdefs.IsFailedPrecondition(err) {
+	if err := c.Update(resources(4096)); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("limit below usage: %v", err)
 	}
-	if err := c.update([]byte("{")); !errdefs.IsInvalidArgument(err) {
+	if err := c.Update([]byte("{")); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("garbage: %v", err)
 	}
 }
 
 func TestProcesses(t *testing.T) {
-	c := cgroup(t.TempDir())
+	c := Group(t.TempDir())
 	for dir, procs := range map[string]string{"": "7\n8\n", "a": "9\n", "a/b": "10\nx\n-3\n"} {
 		path := filepath.Join(string(c), dir)
 		if err := os.MkdirAll(path, 0o755); err != nil {
@@ -150,11 +150,46 @@ func TestProcesses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := c.processes()
+	got, err := c.Processes()
 	if err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff([]int{7, 8, 9, 10}, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestWatcher(t *testing.T) {
+	reports := make(chan string, 8)
+	w, err := NewWatcher(func(container string) { reports <- container })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := fakeCgroup(t, "busy") // with a kill already
+	events := filepath.Join(string(c), "memory.events")
+	write := func(kills string) {
+		t.Helper()
+		if err := os.WriteFile(events, []byte("oom 1\noom_kill "+kills+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("0")
+	watch, err := w.Add("c1", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("2")
+	if got := <-reports; got != "c1" {
+		t.Errorf("report of %q", got)
+	}
+	w.Check(watch) // nothing new
+	w.Remove(watch)
+	select {
+	case got := <-reports:
+		t.Errorf("second report of %q", got)
+	default:
+	}
+	if _, err := w.Add("none", Group(t.TempDir())); err == nil {
+		t.Error("a cgroup without memory.events is watched")
 	}
 }
