@@ -103,7 +103,7 @@ func assemble(ctx context.Context, o Options, source packages) (content, error) 
 	}
 	m := Manifest{
 		Format: manifestFormat, Arch: goarch(machine), KernelVersion: kernel.version,
-		Kernel: fileOf(kernel.vmlinuz), Initramfs: fileOf(initramfs), Agent: fileOf(agent), Runtime: fileOf(files.binary),
+		Kernel: fileOf(kernel.kernel), Initramfs: fileOf(initramfs), Agent: fileOf(agent), Runtime: fileOf(files.binary),
 		Libraries: []string{}, Stubs: files.stubs, Modules: []string{},
 		Packages: append(pkgs, kernel.packages...),
 	}
@@ -114,7 +114,7 @@ func assemble(ctx context.Context, o Options, source packages) (content, error) 
 		m.Modules = append(m.Modules, mod.name)
 	}
 	slices.SortFunc(m.Packages, func(a, b Package) int { return cmp.Compare(a.Name, b.Name) })
-	return content{kernel: kernel.vmlinuz, initramfs: initramfs, manifest: m}, nil
+	return content{kernel: kernel.kernel, initramfs: initramfs, manifest: m}, nil
 }
 
 // window bounds the memory that the guest needs for unpacking.
@@ -162,7 +162,7 @@ func readAgent(file string) ([]byte, elf.Machine, error) {
 // kernelFiles is what is taken from a kernel package.
 type kernelFiles struct {
 	version  string
-	vmlinuz  []byte
+	kernel   []byte // as a VMM loads it
 	modules  []kernelModule
 	packages []Package
 }
@@ -197,8 +197,12 @@ func collectKernel(ctx context.Context, source packages, name string) (kernelFil
 		return kernelFiles{}, fmt.Errorf("package %s has %d kernels in /boot, not one", name, len(versions))
 	}
 	k := kernelFiles{version: versions[0], packages: []Package{pkg}}
-	if k.vmlinuz, err = files.read("boot/vmlinuz-" + k.version); err != nil {
+	packed, err := files.read("boot/vmlinuz-" + k.version)
+	if err != nil {
 		return kernelFiles{}, err
+	}
+	if k.kernel, err = unpackKernel(packed); err != nil {
+		return kernelFiles{}, fmt.Errorf("package %s: %w", name, err)
 	}
 	set, err := newModuleSet(files, k.version)
 	if err != nil {
