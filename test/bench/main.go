@@ -51,14 +51,7 @@ func run() (err error) {
 	if *samples < 1 || *cycles < 1 || flag.NArg() > 0 {
 		return errors.New("samples and cycles are numbers of at least 1, and there are no arguments")
 	}
-	dir, err := os.MkdirTemp("/tmp", "bulkhead-bench-")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := os.Chmod(dir, 0o755); err != nil { // the VMM runs as a user of its own
-		return err
-	}
+	dir := cell.Dir()
 	ctx := context.Background()
 	program, err := kit.BuildTestProgram(ctx, dir)
 	if err != nil {

@@ -31,10 +31,17 @@ import (
 const (
 	roleVariable  = "BULKHEAD_TEST_CELL"
 	tokenVariable = "BULKHEAD_TEST_TOKEN"
+	dirVariable   = "BULKHEAD_TEST_DIR"
+	keepVariable  = "BULKHEAD_TEST_KEEP"
 )
 
 // Token is a word that is in the names of everything this run makes in places it shares with the rest of the machine.
 func Token() string { return os.Getenv(tokenVariable) }
+
+// Dir is a directory for the files of this run. It is removed at the end, also when the run was ended by force, unless
+// BULKHEAD_TEST_KEEP is set. Its path is short, because sockets are in it, and users other than root, such as the VMM's, can
+// pass through it.
+func Dir() string { return os.Getenv(dirVariable) }
 
 // Main runs the function in the cell and exits with what it returns. It has to be called before the program has done
 // anything else: it needs root, and says so when it hasn't got it.
@@ -63,21 +70,31 @@ func enter() int {
 	// The death signal is tied to the thread that made the child.
 	runtime.LockOSThread()
 	token := "bt" + strconv.Itoa(os.Getpid()) + "x"
+	dir := filepath.Join("/tmp", "bulkhead-"+token)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		fmt.Fprintln(os.Stderr, "cell: make the directory of the run:", err)
+		return 1
+	}
 	child := exec.Command("/proc/self/exe", os.Args[1:]...)
 	child.Args[0] = os.Args[0]
-	child.Env = append(os.Environ(), roleVariable+"=init", tokenVariable+"="+token)
+	child.Env = append(os.Environ(), roleVariable+"=init", tokenVariable+"="+token, dirVariable+"="+dir)
 	child.Stdin, child.Stdout, child.Stderr = os.Stdin, os.Stdout, os.Stderr
 	child.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	if err := child.Start(); err != nil {
-		fmt.Fprintln(os.Stderr, "cell: start in new namespaces:", err)
+		fmt.Fprintln(os.Stderr, "cell: start in new namespaces:", errors.Join(err, os.Remove(dir)))
 		return 1
 	}
 	forward(child.Process.Pid)
 	err := child.Wait()
 	if err := removeCgroups(token); err != nil {
+		fmt.Fprintln(os.Stderr, "cell:", err)
+	}
+	if os.Getenv(keepVariable) != "" {
+		fmt.Fprintln(os.Stderr, "cell: kept", dir)
+	} else if err := os.RemoveAll(dir); err != nil {
 		fmt.Fprintln(os.Stderr, "cell:", err)
 	}
 	var exit *exec.ExitError

@@ -64,13 +64,7 @@ func setUp() error {
 	if err != nil {
 		return err
 	}
-	// Short, because sockets are in it, and passable, because the VMM runs as a user of its own.
-	if suite.dir, err = os.MkdirTemp("/tmp", "bulkhead-vm-"); err != nil {
-		return err
-	}
-	if err := os.Chmod(suite.dir, 0o755); err != nil {
-		return err
-	}
+	suite.dir = cell.Dir()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	program, err := kit.BuildTestProgram(ctx, suite.dir)
@@ -90,10 +84,9 @@ func setUp() error {
 func tearDown() error {
 	err := dropShared()
 	if os.Getenv("BULKHEAD_TEST_KEEP") != "" {
-		fmt.Fprintln(os.Stderr, "kept:", suite.dir)
 		return err
 	}
-	return errors.Join(err, suite.node.Stop(context.Background()), os.RemoveAll(suite.dir))
+	return errors.Join(err, suite.node.Stop(context.Background()))
 }
 
 func cmpOr(values ...string) string {
