@@ -134,11 +134,19 @@ func (b *bench) measure(ctx context.Context) ([]row, error) {
 			}
 			throughput[r].add(s.input)
 			output[r].add(s.output)
-			pod[r].add(s.podMiB)
-			shim[r].add(s.shimMiB)
 			if runtime == node.RuntimeBulkhead {
 				guest[r].add(s.guestMiB)
 			}
+		}
+	}
+	for r, runtime := range both {
+		memory, err := b.idle(ctx, runtime)
+		if err != nil {
+			return nil, fmt.Errorf("%s: memory of idle pods: %w", runtime, err)
+		}
+		for _, m := range memory {
+			pod[r].add(m.pod)
+			shim[r].add(m.shim)
 		}
 	}
 	growth, err := b.growth(ctx, both)
@@ -148,8 +156,8 @@ func (b *bench) measure(ctx context.Context) ([]row, error) {
 	return append([]row{
 		{"Cold start to first output", "s", cold, most(6)},
 		{"Exec in a running container, to its exit", "s", warm, most(0.5)},
-		{"Host memory of an idle pod (VMM, shim, private)", "MiB", pod, most(130)},
-		{"of that, the shim", "MiB", shim, most(20)},
+		{"Host memory of an idle pod (VMM, shim, private)", "MB", pod, most(130)},
+		{"of that, the shim", "MB", shim, most(20)},
 		{"Memory used in the guest, idle", "MiB", guest, most(45)},
 		{"Stdin through `cat` and back", "MiB/s", throughput, nil},
 		{"Stdout of a writer", "MiB/s", output, nil},
@@ -162,10 +170,10 @@ func progress(format string, values ...any) {
 
 // sample is what one container yields.
 type sample struct {
-	cold                      time.Duration
-	execs                     []time.Duration
-	input, output             float64 // MiB per second
-	podMiB, shimMiB, guestMiB float64
+	cold          time.Duration
+	execs         []time.Duration
+	input, output float64 // MiB per second
+	guestMiB      float64
 }
 
 // sample starts a container, measures with it and removes it.
@@ -184,10 +192,6 @@ func (b *bench) sample(ctx context.Context, runtime string) (s sample, err error
 		s.cold = time.Since(began)
 	case <-ctx.Done():
 		return s, fmt.Errorf("wait for the first output: %w", ctx.Err())
-	}
-	// Before anything else runs in it: an idle pod has only been started.
-	if s.podMiB, s.shimMiB, err = hostMemory(c.ID()); err != nil {
-		return s, err
 	}
 	if runtime == node.RuntimeBulkhead {
 		if s.guestMiB, err = b.guestMemory(ctx, c); err != nil {

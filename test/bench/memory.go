@@ -3,41 +3,87 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"bulkhead.dev/bulkhead/test/kit"
 	"bulkhead.dev/bulkhead/test/leak"
 )
 
-// hostMemory is the private memory, in MiB, of the processes that a pod has beside its containers': its shim, and what that
-// one has started, the VMM. What a container of runc uses itself is not in it; the guest's memory is in the VMM's.
-func hostMemory(id string) (pod, shim float64, err error) {
+// podMemory is the private memory, in MB, of the processes that a pod has beside its containers'.
+type podMemory struct{ pod, shim float64 }
+
+// idlePods is how many pods are idle at once while their memory is read. What several processes have of one file is
+// private to none of them, so a single pod would be charged with programs and kernel that the next one shares.
+const idlePods = 4
+
+// idle starts pods that do nothing and reads what each of them costs, once that has come to rest: a guest gives back what
+// its boot took some seconds after it.
+func (b *bench) idle(ctx context.Context, runtime string) (memory []podMemory, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	progress("%s: %d idle pods", runtime, idlePods)
+	var ids []string
+	for range idlePods {
+		c, err := b.node.Launch(ctx, kit.Spec{Runtime: runtime, Args: []string{"testprog", "pause"}})
+		if err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, c.Remove(ctx)) }()
+		ids = append(ids, c.ID())
+	}
+	var before float64
+	for range 20 {
+		time.Sleep(3 * time.Second)
+		memory = nil
+		var sum float64
+		for _, id := range ids {
+			m, err := hostMemory(id)
+			if err != nil {
+				return nil, err
+			}
+			memory = append(memory, m)
+			sum += m.pod
+		}
+		if before > 0 && sum > before*0.995 {
+			return memory, nil
+		}
+		before = sum
+	}
+	return memory, nil
+}
+
+// hostMemory reads the memory of a pod's shim and of its VMM, which has the guest's memory in it. What a container of runc
+// uses itself is not counted.
+func hostMemory(id string) (podMemory, error) {
+	var m podMemory
 	all, err := leak.Processes()
 	if err != nil {
-		return 0, 0, err
+		return m, err
 	}
 	for _, p := range all {
 		isShim := strings.HasPrefix(p.Name, "containerd-shim") && strings.Contains(p.Command, " "+id)
-		isVMM := strings.Contains(p.Command, "qemu-system-")
+		isVMM := strings.Contains(p.Command, "guest="+id+",")
 		if !isShim && !isVMM {
 			continue
 		}
 		bytes, err := private(p.PID)
 		if err != nil {
-			return 0, 0, err
+			return m, err
 		}
-		pod += bytes / (1 << 20)
+		m.pod += bytes / 1e6
 		if isShim {
-			shim += bytes / (1 << 20)
+			m.shim += bytes / 1e6
 		}
 	}
-	if shim == 0 {
-		return 0, 0, fmt.Errorf("no shim of container %s was found", id)
+	if m.shim == 0 {
+		return m, fmt.Errorf("no shim of container %s was found", id)
 	}
-	return pod, shim, nil
+	return m, nil
 }
 
 // private sums the memory that is one process's alone, in bytes, as the kernel's smaps_rollup has it. Pages in swap count too.
