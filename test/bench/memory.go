@@ -29,7 +29,7 @@ func (b *bench) idle(ctx context.Context, runtime string) (memory []podMemory, e
 	progress("%s: %d idle pods", runtime, idlePods)
 	var ids []string
 	for range idlePods {
-		c, err := b.node.Launch(ctx, kit.Spec{Runtime: runtime, Args: []string{"testprog", "pause"}})
+		c, err := b.node.Launch(ctx, kit.Spec{Runtime: runtime, Args: []string{"/bin/sleep", "1000000"}})
 		if err != nil {
 			return nil, err
 		}
