@@ -188,13 +188,13 @@ func (a *Agent) enter(c *container, p *process, e enter.Process) (*reaper.Child,
 	defer hold.Release()
 	pid, err := enter.Start(e)
 	if err != nil {
-		return nil, explainEntry(err, e.Args[0])
+		return nil, explainEntry(err, e.Args[0], e.Cwd)
 	}
 	return hold.Child(pid)
 }
 
 // explainEntry gives a failed entry the class and the words that the runtime would have for it.
-func explainEntry(err error, program string) error {
+func explainEntry(err error, program, cwd string) error {
 	var failed *enter.Error
 	if !errors.As(err, &failed) {
 		return err
@@ -211,7 +211,9 @@ func explainEntry(err error, program string) error {
 			return fmt.Errorf("executable %q: %w: %w", program, failed.Errno, errdefs.ErrPermissionDenied)
 		}
 		return fmt.Errorf("executable %q: %w: %w", program, failed.Errno, errdefs.ErrInvalidArgument)
-	case enter.StepCwd, enter.StepUser:
+	case enter.StepCwd:
+		return fmt.Errorf("working directory %q: %w: %w", cwd, failed.Errno, errdefs.ErrInvalidArgument)
+	case enter.StepUser:
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	case enter.StepJoin:
 		if failed.Errno == syscall.ESRCH {

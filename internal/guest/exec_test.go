@@ -130,11 +130,14 @@ func TestExplainEntry(t *testing.T) {
 		"user":            {enter.StepUser, syscall.EINVAL, "/x", errdefs.IsInvalidArgument},
 		"ended":           {enter.StepJoin, syscall.ESRCH, "/x", errdefs.IsFailedPrecondition},
 	} {
-		if err := explainEntry(&enter.Error{Step: tc.step, Errno: tc.errno}, tc.program); !tc.is(err) {
+		if err := explainEntry(&enter.Error{Step: tc.step, Errno: tc.errno}, tc.program, "/d"); !tc.is(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := explainEntry(syscall.ENOMEM, "x"); !errors.Is(err, syscall.ENOMEM) {
+	if err := explainEntry(&enter.Error{Step: enter.StepCwd, Errno: syscall.ENOTDIR}, "x", "/etc/passwd/x"); !strings.Contains(err.Error(), "/etc/passwd/x") {
+		t.Errorf("the directory isn't named: %v", err)
+	}
+	if err := explainEntry(syscall.ENOMEM, "x", "/"); !errors.Is(err, syscall.ENOMEM) {
 		t.Errorf("%v", err)
 	}
 }
