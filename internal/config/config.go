@@ -70,6 +70,8 @@ type Config struct {
 	Guest Guest
 	// Sandbox sizes a pod's VM.
 	Sandbox Sandbox
+	// Layers bounds what the cache of converted image layers keeps.
+	Layers Layers
 	// Log says what is logged.
 	Log Log
 }
@@ -98,12 +100,22 @@ type Guest struct {
 type Sandbox struct {
 	// Profile is ProfileStandard or ProfileAKS.
 	Profile string
-	// DefaultMemory is the memory, in bytes, of a VM whose pod has no memory limit; a multiple of 1 MiB.
+	// DefaultMemory is what a pod without a memory limit may use, in bytes, a multiple of 1 MiB, under ProfileStandard. The
+	// VM has more: the guest's own need comes on top, see package sizing.
 	DefaultMemory int64
-	// DefaultVCPUs is the number of processors of a VM whose pod has no CPU limit.
+	// DefaultVCPUs is the number of processors of a VM whose pod has no CPU limit, under ProfileStandard.
 	DefaultVCPUs int
 	// ScratchSize is the size, in bytes, of the disk for what a container writes to its root; it is sparse.
 	ScratchSize int64
+}
+
+// Layers is the table [layers]. It holds for images that no sandbox uses: one that is used is never removed. A zero value means
+// no limit.
+type Layers struct {
+	// MaxSize is the disk space, in bytes, that the images may take together, those in use included.
+	MaxSize int64
+	// MaxAge is how long an image is kept after its last use.
+	MaxAge time.Duration
 }
 
 // Log is the table [log].
@@ -115,6 +127,11 @@ type Log struct {
 // GuestDir is the directory in which "bulkhead guest build" puts the guest image.
 func (c Config) GuestDir() string {
 	return filepath.Join(c.StateDir, "guest")
+}
+
+// LayersDir is the directory of the cache of converted image layers.
+func (c Config) LayersDir() string {
+	return filepath.Join(c.StateDir, "layers")
 }
 
 // Default is the configuration of a host without a file.

@@ -22,6 +22,7 @@ func TestDefault(t *testing.T) {
 			BootTimeout: time.Minute, KernelArgs: []string{},
 		},
 		Sandbox: Sandbox{Profile: "standard", DefaultMemory: 192 << 20, DefaultVCPUs: 1, ScratchSize: 10 << 30},
+		Layers:  Layers{MaxSize: 20 << 30, MaxAge: 30 * 24 * time.Hour},
 		Log:     Log{Level: slog.LevelInfo},
 	}
 	if diff := cmp.Diff(want, Default()); diff != "" {
@@ -54,6 +55,10 @@ func TestParse(t *testing.T) {
 		{"dotted keys", "version = 1\nvmm.acceleration = 'hardware'\nlog.level = 'debug'\n", base(func(c *Config) {
 			c.VMM.Acceleration, c.Log.Level = "hardware", slog.LevelDebug
 		})},
+		{"layers", "version = 1\n[layers]\nmax_size = '512Mi'\nmax_age = '1h30m'\n", base(func(c *Config) {
+			c.Layers = Layers{MaxSize: 512 << 20, MaxAge: 90 * time.Minute}
+		})},
+		{"layers of any age", "version = 1\n[layers]\nmax_age = '0'\n", base(func(c *Config) { c.Layers.MaxAge = 0 })},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -74,7 +79,7 @@ func TestParseErrors(t *testing.T) {
 		{"no version", "", `f.toml: version: the file must say "version = 1" at its top`},
 		{"later version", "version = 2\n", `f.toml:1:1: version: 2 is not allowed: this program reads version 1`},
 		{"syntax", v + "state_dir = /srv\n", `f.toml:2:13: `},
-		{"unknown top key", v + "statedir = '/x'\n", `f.toml:2:1: statedir: unknown key; outside of tables there are version, state_dir, run_dir; the tables are vmm, guest, sandbox, log`},
+		{"unknown top key", v + "statedir = '/x'\n", `f.toml:2:1: statedir: unknown key; outside of tables there are version, state_dir, run_dir; the tables are vmm, guest, sandbox, layers, log`},
 		{"unknown key in table", v + "[vmm]\n  path = 'x'\n", `f.toml:3:3: vmm.path: unknown key; the table [vmm] has binary, acceleration, uid_base, uid_count`},
 		{"unknown table", v + "[qemu]\nbinary = 'x'\n", `f.toml:2:2: qemu: `},
 		{"wrong type", v + "[guest]\nboot_timeout = 60\n", `f.toml:3:16: guest.boot_timeout: `},
@@ -96,8 +101,14 @@ func TestParseErrors(t *testing.T) {
 		{"decimal unit", v + "[sandbox]\ndefault_memory = '192M'\n", `f.toml:3:1: sandbox.default_memory: "192M" is no size: `},
 		{"memory below the minimum", v + "[sandbox]\ndefault_memory = '64Mi'\n", `f.toml:3:1: sandbox.default_memory: "64Mi" is not allowed: write whole Mi from "128Mi" to "4Ti"`},
 		{"memory not whole", v + "[sandbox]\ndefault_memory = '196609Ki'\n", `f.toml:3:1: sandbox.default_memory: "196609Ki" is not allowed: `},
-		{"vcpus", v + "[sandbox]\ndefault_vcpus = 0\n", `f.toml:3:1: sandbox.default_vcpus: 0 is not allowed: write a number from 1 to 255`},
+		{"vcpus", v + "[sandbox]\ndefault_vcpus = 0\n", `f.toml:3:1: sandbox.default_vcpus: 0 is not allowed: write a number from 1 to 240`},
 		{"scratch in an inline table", v + "sandbox = { profile = 'aks', scratch_size = '1Mi' }\n", `f.toml:2:30: sandbox.scratch_size: "1Mi" is not allowed: `},
+		{"no size of layers", v + "[layers]\nmax_size = '0'\n", `f.toml:3:1: layers.max_size: "0" is not allowed: write whole Mi from "1Mi" to "1024Ti"`},
+		{"size of layers as a number", v + "[layers]\nmax_size = 1\n", `f.toml:3:12: layers.max_size: `},
+		{"age of layers without unit", v + "[layers]\nmax_age = '720'\n", `f.toml:3:1: layers.max_age: "720" is not allowed: write "0" for no limit, or a duration from "1m" to "87600h"`},
+		{"age of layers below zero", v + "[layers]\nmax_age = '-1h'\n", `f.toml:3:1: layers.max_age: "-1h" is not allowed: `},
+		{"age of layers too long", v + "[layers]\nmax_age = '87601h'\n", `f.toml:3:1: layers.max_age: "87601h" is not allowed: `},
+		{"unknown key of layers", v + "[layers]\nsize = '1Gi'\n", `f.toml:3:1: layers.size: unknown key; the table [layers] has max_size, max_age`},
 		{"level", v + "[log]\nlevel = 'trace'\n", `f.toml:3:1: log.level: "trace" is not allowed: write one of debug, info, warn, error`},
 	}
 	for _, tt := range tests {

@@ -23,6 +23,7 @@ type file struct {
 	VMM      fileVMM     `toml:"vmm"`
 	Guest    fileGuest   `toml:"guest"`
 	Sandbox  fileSandbox `toml:"sandbox"`
+	Layers   fileLayers  `toml:"layers"`
 	Log      fileLog     `toml:"log"`
 }
 
@@ -47,6 +48,11 @@ type fileSandbox struct {
 	ScratchSize   string `toml:"scratch_size"`
 }
 
+type fileLayers struct {
+	MaxSize string `toml:"max_size"`
+	MaxAge  string `toml:"max_age"`
+}
+
 type fileLog struct {
 	Level string `toml:"level"`
 }
@@ -60,6 +66,7 @@ func defaults() file {
 		VMM:      fileVMM{Acceleration: AccelerationAuto, UIDBase: 2000000, UIDCount: 65536},
 		Guest:    fileGuest{BootTimeout: "60s", KernelArgs: []string{}},
 		Sandbox:  fileSandbox{Profile: ProfileStandard, DefaultMemory: "192Mi", DefaultVCPUs: 1, ScratchSize: "10Gi"},
+		Layers:   fileLayers{MaxSize: "20Gi", MaxAge: "720h"},
 		Log:      fileLog{Level: "info"},
 	}
 }
@@ -103,6 +110,8 @@ func decodeError(name string, err error) error {
 	return &Error{File: name, Message: err.Error()}
 }
 
+const tables = "the tables are vmm, guest, sandbox, layers, log"
+
 // unknownKey names the known keys beside the unknown one: most unknown keys are a known one in the wrong table, or misspelt.
 func unknownKey(key string) string {
 	table := ""
@@ -121,9 +130,9 @@ func unknownKey(key string) string {
 	}
 	switch {
 	case len(siblings) == 0:
-		return "unknown table; the tables are vmm, guest, sandbox, log"
+		return "unknown table; " + tables
 	case table == "":
-		return "unknown key; outside of tables there are " + strings.Join(siblings, ", ") + "; the tables are vmm, guest, sandbox, log"
+		return "unknown key; outside of tables there are " + strings.Join(siblings, ", ") + "; " + tables
 	}
 	return fmt.Sprintf("unknown key; the table [%s] has %s", table, strings.Join(siblings, ", "))
 }
@@ -195,7 +204,7 @@ func (f file) resolve(written map[string]position) (Config, error) {
 	if f.VMM.Binary != "" && !filepath.IsAbs(f.VMM.Binary) {
 		return Config{}, invalid("vmm.binary", f.VMM.Binary, "write an absolute path, or leave it out to have it searched for")
 	}
-	for _, step := range []func(*Config) *Error{f.resolveVMM, f.resolveGuest, f.resolveSandbox, f.resolveLog} {
+	for _, step := range []func(*Config) *Error{f.resolveVMM, f.resolveGuest, f.resolveSandbox, f.resolveLayers, f.resolveLog} {
 		if bad := step(&c); bad != nil {
 			return Config{}, bad
 		}
@@ -256,7 +265,7 @@ func (f file) resolveGuest(c *Config) *Error {
 const (
 	minMemory  = 128 << 20
 	maxMemory  = 4 << 40
-	maxVCPUs   = 255
+	maxVCPUs   = 240 // what package sizing gives a VM at most
 	minScratch = 16 << 20
 	maxScratch = 16 << 40
 )
@@ -276,6 +285,26 @@ func (f file) resolveSandbox(c *Config) *Error {
 	c.Sandbox.DefaultVCPUs = int(f.Sandbox.DefaultVCPUs)
 	c.Sandbox.ScratchSize, bad = sizeIn("sandbox.scratch_size", f.Sandbox.ScratchSize, minScratch, maxScratch)
 	return bad
+}
+
+// Bounds of [layers].
+const (
+	minLayers = 1 << 20
+	maxLayers = 1 << 50
+	minAge    = time.Minute
+	maxAge    = 10 * 365 * 24 * time.Hour
+)
+
+func (f file) resolveLayers(c *Config) (bad *Error) {
+	if c.Layers.MaxSize, bad = sizeIn("layers.max_size", f.Layers.MaxSize, minLayers, maxLayers); bad != nil {
+		return bad
+	}
+	age, err := time.ParseDuration(f.Layers.MaxAge)
+	if err != nil || age != 0 && (age < minAge || age > maxAge) {
+		return invalid("layers.max_age", f.Layers.MaxAge, `write "0" for no limit, or a duration from "1m" to "87600h", like "720h"`)
+	}
+	c.Layers.MaxAge = age
+	return nil
 }
 
 func (f file) resolveLog(c *Config) *Error {
