@@ -18,8 +18,9 @@ import (
 // Cache holds the EROFS images of layers in a directory that several processes share.
 //
 //	KEY.erofs   an image, complete and never changed. Whoever uses it holds a shared flock of it. Its modification
-//	            time is that of its last use.
+//	            time is that of its last use: when it was taken, and when it was released.
 //	KEY.tmp     an image that is being written, by the holder of the lock below; otherwise what a crash left
+//	.           has an exclusive flock while a collection goes on
 //	KEY.lock    exists while KEY is being written, or somebody waits to do so, with an exclusive flock
 //
 // KEY is the layer's identity (see layer.key), in hex. A lock counts only when its file still has its name after it was
@@ -87,8 +88,7 @@ func (c *Cache) use(ctx context.Context, key string) (*os.File, error) {
 		}
 		err = flock(image, unix.LOCK_SH|unix.LOCK_NB)
 		if err == nil && named(image) {
-			now := time.Now()
-			_ = os.Chtimes(image.Name(), now, now) // when it can't, the image just looks older than it is
+			touch(image.Name())
 			return image, nil
 		}
 		image.Close()
@@ -106,6 +106,12 @@ func (c *Cache) use(ctx context.Context, key string) (*os.File, error) {
 		case <-time.After(lockPause):
 		}
 	}
+}
+
+// touch marks an image as used now. When it can't, the image just looks older than it is.
+func touch(path string) {
+	now := time.Now()
+	_ = os.Chtimes(path, now, now)
 }
 
 // lockPause is between two attempts at a lock: a wait in flock could not be cancelled.
@@ -247,12 +253,24 @@ var fileName = regexp.MustCompile(`^([0-9a-f]{40})\.(erofs|tmp|lock)$`)
 
 // Collect removes images by age, and the least recently used until the rest is within the limits. An image that any
 // process holds is never removed, nor is the work of a conversion that is going on; what a crash left is. Files that
-// aren't the cache's are left alone.
+// aren't the cache's are left alone. While another collection goes on, in whatever process, there is nothing to do: two that
+// don't know of each other's removals would remove more than they have to.
 func (c *Cache) Collect(ctx context.Context, limits Limits) (Collected, error) {
-	entries, err := os.ReadDir(c.dir)
+	dir, err := os.Open(c.dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return Collected{}, nil
 	}
+	if err != nil {
+		return Collected{}, fmt.Errorf("layer cache: %w", err)
+	}
+	defer dir.Close()
+	switch err := flock(dir, unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		return Collected{}, nil
+	case err != nil:
+		return Collected{}, fmt.Errorf("lock of layer cache: %w", err)
+	}
+	entries, err := dir.ReadDir(-1)
 	if err != nil {
 		return Collected{}, fmt.Errorf("layer cache: %w", err)
 	}

@@ -31,6 +31,9 @@ type layer struct {
 	stat      unix.Statx_t
 }
 
+// cacheable tells whether the layer's image is the cache's, rather than made for one use or not ours.
+func (l *layer) cacheable() bool { return !l.image && !l.writable && l.immutable }
+
 func (l *layer) close() { l.file.Close() }
 
 // openLayer opens a source and refuses what isn't a plain directory or an image file. What holds for the file that is

@@ -29,13 +29,18 @@ type RootFS struct {
 	// does not write there, but to its scratch disk; files next to it are within kubelet's accounting.
 	Upper string
 
+	cached []string // paths of those images that are the cache's
+
 	once sync.Once
 	err  error
 }
 
-// Close releases the images to garbage collection and closes them. It may be called more than once.
+// Close releases the images to garbage collection and closes them; that was their last use. It may be called more than once.
 func (r *RootFS) Close() error {
 	r.once.Do(func() {
+		for _, path := range r.cached {
+			touch(path)
+		}
 		var errs []error
 		for _, layer := range r.Layers {
 			errs = append(errs, layer.Close())
@@ -79,6 +84,9 @@ func (c *Cache) prepare(ctx context.Context, root *RootFS, stack stack) error {
 			return fmt.Errorf("layer %s: %w", l.path, err)
 		}
 		root.Layers = append(root.Layers, image)
+		if l.cacheable() {
+			root.cached = append(root.cached, image.Name())
+		}
 	}
 	return nil
 }
@@ -124,7 +132,7 @@ func (c *Cache) open(ctx context.Context, l *layer, options erofs.Options) (*os.
 	switch {
 	case l.image:
 		return reopen(l.file, l.path, os.O_RDONLY)
-	case l.writable || !l.immutable:
+	case !l.cacheable():
 		return c.temporary(ctx, l, options)
 	}
 	return c.cached(ctx, l, options)

@@ -327,6 +327,46 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// TestCollectTogether has many collections at once: they remove no more than one alone would.
+func TestCollectTogether(t *testing.T) {
+	c := NewCache(t.TempDir())
+	const images = 64
+	for i := range images {
+		root, err := c.Prepare(t.Context(), view(makeLayer(t, fmt.Sprint(i))))
+		must(t, err)
+		must(t, root.Close())
+	}
+	all, err := c.Collect(t.Context(), Limits{})
+	must(t, err)
+	var wait sync.WaitGroup
+	start := make(chan struct{})
+	for range 8 {
+		wait.Go(func() {
+			<-start
+			if _, err := NewCache(c.dir).Collect(t.Context(), Limits{MaxBytes: all.KeptBytes / 2}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	close(start)
+	wait.Wait()
+	if left := len(files(t, c)); left != images/2 {
+		t.Errorf("%d of %d images are left, want half", left, images)
+	}
+}
+
+// TestReleaseIsUse releases an image that was taken long ago: it is not an old one.
+func TestReleaseIsUse(t *testing.T) {
+	c := NewCache(t.TempDir())
+	root := prepare(t, c, view(makeLayer(t, "x")))
+	taken := time.Now().Add(-48 * time.Hour)
+	must(t, os.Chtimes(root.Layers[0].Name(), taken, taken))
+	must(t, root.Close())
+	if got, err := c.Collect(t.Context(), Limits{MaxAge: 24 * time.Hour}); err != nil || got.Kept != 1 {
+		t.Errorf("what was in use until now is too old: %+v, %v", got, err)
+	}
+}
+
 func TestCollectBesidePrepare(t *testing.T) {
 	c := NewCache(t.TempDir())
 	layer := makeLayer(t, "x")
