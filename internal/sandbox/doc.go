@@ -10,7 +10,7 @@
 //	                            stdio streams ─┘
 //	     ── Process.Start/Wait/Signal/… ──► agent                        (process.go)
 //	     ◄─ Events, Done, Err ── agent, VM
-//	     ── Stop ──► agent.Shutdown, VM.Stop, every undo, last first
+//	     ── Stop ──► agent.Shutdown, VM.Stop, every undo, last first, Cache.Collect
 //
 // Two rules hold it together. Everything the package makes on the host is undone by the step that made it, in reverse
 // order, and is written to the record file in [Spec.Dir] before it is made, so that [Cleanup] in another process does

@@ -32,6 +32,9 @@ type host struct {
 	prepare       func(ctx context.Context, mounts []rootfs.Mount) (*rootfs.RootFS, error)
 	createScratch func(ctx context.Context, path string, size int64) (*os.File, error)
 
+	// collect removes image layers that nothing uses until the rest is within the limits.
+	collect func(ctx context.Context, limits rootfs.Limits) (rootfs.Collected, error)
+
 	// after is called after each step of a construction. An error from it fails the step.
 	after func(step string) error
 }
@@ -60,6 +63,7 @@ func realHost(deps Deps) host {
 		detach:        netdev.Detach,
 		prepare:       deps.Cache.Prepare,
 		createScratch: rootfs.CreateScratch,
+		collect:       deps.Cache.Collect,
 		after:         func(string) error { return nil },
 	}
 }

@@ -64,14 +64,25 @@ type recorder struct {
 
 // newRecorder begins a record. One that exists belongs to a sandbox that was not cleaned up: it is never overwritten.
 func newRecorder(dir, id, namespace string) (*recorder, error) {
-	path := filepath.Join(dir, recordName)
-	if _, err := os.Lstat(path); err == nil {
-		return nil, fmt.Errorf("record %s: %w", path, errdefs.ErrAlreadyExists)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("look for an older record: %w", err)
+	if recorded, err := Recorded(dir); err != nil {
+		return nil, err
+	} else if recorded {
+		return nil, fmt.Errorf("record %s: %w", filepath.Join(dir, recordName), errdefs.ErrAlreadyExists)
 	}
 	r := &recorder{dir: dir, rec: record{Version: recordVersion, ID: id, Namespace: namespace}}
 	return r, r.update(func(*record) {})
+}
+
+// Recorded tells whether dir holds the record of a sandbox: whether there is, or may be, something for [Cleanup] to undo.
+func Recorded(dir string) (bool, error) {
+	_, err := os.Lstat(filepath.Join(dir, recordName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for a sandbox's record: %w", err)
+	}
+	return true, nil
 }
 
 // update changes the record, on disk first: when that fails the change has not happened.

@@ -26,6 +26,8 @@ const (
 	graceTimeout = 10 * time.Second
 	// undoTimeout bounds what takes side effects back when the caller's own time is up.
 	undoTimeout = 30 * time.Second
+	// collectTimeout bounds what Stop spends on layers of other pods, long gone.
+	collectTimeout = 3 * time.Second
 	// endGrace is how long the VMM may take to end with a reason of its own after the guest's channel broke.
 	endGrace = 2 * time.Second
 )
@@ -140,7 +142,8 @@ func (s *Sandbox) Info(ctx context.Context) (Info, error) {
 }
 
 // Stop ends the pod: it gives the guest up to 10 seconds to end its containers and write its disks back, stops the VM
-// and undoes everything Start and CreateContainer made on the host. It is idempotent, and works when the VM has ended.
+// and undoes everything Start and CreateContainer made on the host. Then it has the layer cache collect what is over the
+// configured limits, for a few seconds at most, and without a say in whether Stop succeeds. It is idempotent, and works when the VM has ended.
 // The graceful part ends early with ctx; the rest is done all the same.
 func (s *Sandbox) Stop(ctx context.Context) error {
 	s.stop.Lock()
@@ -163,7 +166,25 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", s.spec.ID, err)
 	}
+	s.collectLayers(ctx)
 	return nil
+}
+
+// collectLayers keeps the node's layer cache within its limits. Each Stop does it, since no process lives as long as the cache,
+// and now there is more to remove than before: this sandbox's layers are released. [Cleanup] doesn't: it has no logger and
+// little time, and the next Stop does the same.
+func (s *Sandbox) collectLayers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, collectTimeout)
+	defer cancel()
+	c := s.deps.Config.Layers
+	got, err := s.host.collect(ctx, rootfs.Limits{MaxBytes: c.MaxSize, MaxAge: c.MaxAge})
+	if got.Removed > 0 {
+		s.deps.Logger.InfoContext(ctx, "image layers were collected", "removed", got.Removed, "removed_bytes", got.RemovedBytes,
+			"kept", got.Kept, "kept_bytes", got.KeptBytes)
+	}
+	if err != nil {
+		s.deps.Logger.WarnContext(ctx, "image layers were not collected", "sandbox", s.spec.ID, "error", err)
+	}
 }
 
 // shutdown asks the guest to end. That it doesn't is no error: it is ended anyway.

@@ -63,7 +63,7 @@ func newPod(t *testing.T) *pod {
 	cfg.VMM.UIDBase, cfg.VMM.UIDCount = 2_900_000, 16
 	p := &pod{
 		deps: sandbox.Deps{
-			Driver: qemu.New(qemu.Options{}), Cache: rootfs.NewCache(filepath.Join(cfg.StateDir, "layers")), Config: cfg,
+			Driver: qemu.New(qemu.Options{}), Cache: rootfs.NewCache(cfg.LayersDir()), Config: cfg,
 			Guest: image, Acceleration: vmm.Emulated,
 		},
 		spec: sandbox.Spec{
@@ -334,7 +334,7 @@ func doomed(text string) error {
 	}
 	ctx := context.Background()
 	s, err := sandbox.Start(ctx, sandbox.Deps{
-		Driver: qemu.New(qemu.Options{}), Cache: rootfs.NewCache(filepath.Join(p.Config.StateDir, "layers")), Config: p.Config,
+		Driver: qemu.New(qemu.Options{}), Cache: rootfs.NewCache(p.Config.LayersDir()), Config: p.Config,
 		Guest: p.Image, Acceleration: vmm.Emulated,
 	}, p.Spec)
 	if err != nil {

@@ -144,6 +144,29 @@ func TestStartFails(t *testing.T) {
 	})
 }
 
+// TestStartFailsAndUndoFails keeps the record of what is left, and Cleanup works by it.
+func TestStartFailsAndUndoFails(t *testing.T) {
+	w := newWorld(t)
+	w.failAt("configure", errdefs.ErrAborted)
+	h := w.host()
+	h.attach = func(netns string) (*network, error) {
+		return &network{close: func() error { return errRefused }}, w.set(w.taps, netns, true)
+	}
+	if _, err := start(t.Context(), w.deps, w.spec, h); !errdefs.IsAborted(err) || !errors.Is(err, errRefused) {
+		t.Errorf("start: %v", err)
+	}
+	if recorded, err := Recorded(w.spec.Dir); err != nil || !recorded {
+		t.Fatalf("Recorded = %v, %v while a tap is left", recorded, err)
+	}
+	if err := cleanup(t.Context(), w.deps.Config, w.spec.Dir, w.host()); err != nil {
+		t.Fatal(err)
+	}
+	if recorded, err := Recorded(w.spec.Dir); err != nil || recorded {
+		t.Errorf("Recorded = %v, %v after Cleanup", recorded, err)
+	}
+	w.checkClean()
+}
+
 func TestStartRefuses(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -40,6 +40,7 @@ type world struct {
 	after   func(step string) error
 	images  map[string]string
 	addDisk func() error
+	collect func(context.Context, rootfs.Limits) (rootfs.Collected, error)
 }
 
 func newWorld(t testing.TB) *world {
@@ -83,6 +84,12 @@ func (w *world) host() host {
 				return nil, err
 			}
 			return f, f.Truncate(size)
+		},
+		collect: func(ctx context.Context, limits rootfs.Limits) (rootfs.Collected, error) {
+			if w.collect == nil {
+				return rootfs.Collected{}, nil
+			}
+			return w.collect(ctx, limits)
 		},
 		after: func(step string) error {
 			if w.after == nil {
