@@ -55,7 +55,7 @@ func (l *launcher) Launch(ctx context.Context, launch task.Launch) (task.Machine
 	}
 	s, err := sandbox.Start(ctx, deps, spec)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(spec.Dir))
+		return nil, errors.Join(err, discardDir(spec.Dir))
 	}
 	return &launched{Machine: task.Adapt(s), dir: spec.Dir}, nil
 }
@@ -76,7 +76,7 @@ func (l *launcher) deps(ctx context.Context, cfg config.Config) (sandbox.Deps, e
 	}
 	return sandbox.Deps{
 		Driver:       qemu.New(qemu.Options{Binary: cfg.VMM.Binary}),
-		Cache:        rootfs.NewCache(filepath.Join(cfg.StateDir, "layers")),
+		Cache:        rootfs.NewCache(cfg.LayersDir()),
 		Config:       cfg,
 		Guest:        image,
 		Acceleration: acceleration,
@@ -109,6 +109,18 @@ func prepareDir(ctx context.Context, cfg config.Config, dir string) error {
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	return nil
+}
+
+// discardDir removes the directory of a sandbox that did not start. Where not everything could be undone its record is still
+// there: then the directory stays, for "delete" and for a later sandbox of the same ID, which clean up by the record.
+func discardDir(dir string) error {
+	if recorded, err := sandbox.Recorded(dir); err != nil || recorded {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("remove the sandbox's directory: %w", err)
 	}
 	return nil
 }

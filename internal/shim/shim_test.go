@@ -275,6 +275,40 @@ func TestRecordsOfABundle(t *testing.T) {
 	}
 }
 
+// TestDirectoryOfASandboxThatDidNotStart goes, unless it holds what a later clean-up needs.
+func TestDirectoryOfASandboxThatDidNotStart(t *testing.T) {
+	for name, c := range map[string]struct {
+		file string
+		kept bool
+	}{
+		"all was undone":    {"qmp.sock", false},
+		"something is left": {"sandbox.json", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "s")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			file := filepath.Join(dir, c.file)
+			if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := discardDir(dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := error(nil)
+			if !c.kept {
+				want = os.ErrNotExist
+			}
+			if _, err := os.Stat(file); !errors.Is(err, want) {
+				t.Errorf("afterwards: %v, want %v", err, want)
+			}
+		})
+	}
+}
+
 func TestContainerOfADeadSandbox(t *testing.T) {
 	bundle := filepath.Join(t.TempDir(), "c1")
 	if err := os.Mkdir(bundle, 0o700); err != nil {

@@ -114,7 +114,7 @@ func (r *rig) Launch(ctx context.Context, launch Launch) (Machine, error) {
 	}
 	spec.ID, spec.Namespace, spec.Dir = launch.ID, "test", r.t.TempDir()
 	s, err := sandbox.Start(ctx, sandbox.Deps{
-		Driver: r.fake, Cache: rootfs.NewCache(filepath.Join(cfg.StateDir, "layers")), Config: cfg,
+		Driver: r.fake, Cache: rootfs.NewCache(cfg.LayersDir()), Config: cfg,
 		Guest:        guestimage.Image{Kernel: "kernel", Initramfs: "initramfs"},
 		Acceleration: vmm.Emulated, Logger: slog.New(slog.DiscardHandler),
 	}, spec)
