@@ -29,7 +29,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -129,46 +128,29 @@ func (d *Driver) start(ctx context.Context, spec vmm.Spec) (*machine, error) {
 	return vm, nil
 }
 
-// check finds what no VM can be.
+// check finds what no VM of this driver can be.
 func check(spec vmm.Spec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
 	var problem string
 	switch {
-	case !idPattern.MatchString(spec.ID):
-		problem = fmt.Sprintf("id %q is not 1 to 64 characters of [a-zA-Z0-9_.-]", spec.ID)
-	case spec.VCPUs < 1 || spec.VCPUs > 255:
-		problem = fmt.Sprintf("%d vCPUs, not 1 to 255", spec.VCPUs)
-	case spec.MemoryBytes <= 0 || spec.MemoryBytes%(1<<20) != 0:
-		problem = fmt.Sprintf("memory of %d bytes is not a positive multiple of 1 MiB", spec.MemoryBytes)
-	case spec.Kernel == "" || spec.Initramfs == "":
-		problem = "kernel and initramfs must be named"
-	case strings.Contains(spec.Kernel+spec.Initramfs, "\x00"):
-		problem = "the path of kernel or initramfs has a NUL"
-	case spec.Acceleration != vmm.Hardware && spec.Acceleration != vmm.Emulated:
-		problem = fmt.Sprintf("acceleration %q is neither %s nor %s", spec.Acceleration, vmm.Hardware, vmm.Emulated)
+	case spec.VCPUs > maxVCPUs:
+		problem = fmt.Sprintf("%d vCPUs, more than %d", spec.VCPUs, maxVCPUs)
 	case spec.Jail.UID == 0 || spec.Jail.GID == 0:
 		problem = fmt.Sprintf("uid %d, gid %d: a VMM must not run as root", spec.Jail.UID, spec.Jail.GID)
-	case strings.ContainsFunc(strings.Join(spec.KernelArgs, " "), func(r rune) bool { return r < ' ' || r == 0x7f }):
-		problem = "a kernel argument has a control character"
 	case commandLine(spec) > maxCommandLine:
 		problem = fmt.Sprintf("a kernel command line of %d bytes, more than %d: the kernel would cut it off", commandLine(spec), maxCommandLine)
 	case len(spec.NICs) > maxNICs:
 		problem = fmt.Sprintf("%d NICs, more than %d", len(spec.NICs), maxNICs)
+	default:
+		return nil
 	}
-	for i, nic := range spec.NICs {
-		switch {
-		case nic.Tap == nil:
-			problem = fmt.Sprintf("NIC %d has no tap", i)
-		case len(nic.MAC) != 6 || nic.MAC[0]&1 != 0:
-			problem = fmt.Sprintf("NIC %d has MAC %q, not an Ethernet address of one device", i, nic.MAC)
-		case nic.MTU < 68 || nic.MTU > 65535:
-			problem = fmt.Sprintf("NIC %d has MTU %d, not 68 to 65535", i, nic.MTU)
-		}
-	}
-	if problem != "" {
-		return fmt.Errorf("%s: %w", problem, errdefs.ErrInvalidArgument)
-	}
-	return nil
+	return fmt.Errorf("%s: %w", problem, errdefs.ErrInvalidArgument)
 }
+
+// maxVCPUs is what a q35 machine can have without interrupt remapping.
+const maxVCPUs = 255
 
 // maxCommandLine is the kernel's COMMAND_LINE_SIZE on x86, without the final NUL.
 const maxCommandLine = 2047
@@ -179,8 +161,6 @@ func commandLine(spec vmm.Spec) int {
 
 // maxNICs is how many devices the root bus has room for beside the others.
 const maxNICs = 16
-
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
 
 // FindBinary returns the path of QEMU's system emulator, without symbolic links. An empty name means the usual ones.
 func FindBinary(name string) (string, error) {

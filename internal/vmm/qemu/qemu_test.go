@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,9 @@ func TestStartFindsWhatIsMissing(t *testing.T) {
 		"too many vCPUs":   {"/bin/true", func(s *vmm.Spec) { s.VCPUs = 256 }, errdefs.IsInvalidArgument, "vCPUs"},
 		"long arguments":   {"/bin/true", func(s *vmm.Spec) { s.KernelArgs = []string{strings.Repeat("x", maxCommandLine)} }, errdefs.IsInvalidArgument, "command line"},
 		"group MAC":        {"/bin/true", func(s *vmm.Spec) { s.NICs = []vmm.NIC{{Tap: os.Stdin, MAC: []byte{1, 0, 0, 0, 0, 0}, MTU: 1500}} }, errdefs.IsInvalidArgument, "MAC"},
-		"too many NICs":    {"/bin/true", func(s *vmm.Spec) { s.NICs = make([]vmm.NIC, maxNICs+1) }, errdefs.IsInvalidArgument, "NIC"},
+		"too many NICs": {"/bin/true", func(s *vmm.Spec) {
+			s.NICs = slices.Repeat([]vmm.NIC{{Tap: os.Stdin, MAC: []byte{2, 0, 0, 0, 0, 1}, MTU: 1500}}, maxNICs+1)
+		}, errdefs.IsInvalidArgument, "17 NICs"},
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,8 +79,8 @@ func NewFakeGuest(serve func(conn net.Conn, guest *FakeGuest)) *Fake {
 
 // Start implements [vmm.Driver]. It looks at the Spec only; kernel and initramfs needn't exist.
 func (f *Fake) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
-	if err := checkSpec(spec); err != nil {
-		return nil, err
+	if err := spec.Validate(); err != nil {
+		return nil, fmt.Errorf("start VM %s: %w", spec.ID, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("start VM %s: %w", spec.ID, err)
@@ -335,41 +334,6 @@ func parseAddress(at vmm.Address) (lun int, err error) {
 		return 0, fmt.Errorf("address %q is not scsi:LUN", at)
 	}
 	return lun, nil
-}
-
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
-
-// checkSpec finds what every driver must refuse; the suite checks that they do.
-func checkSpec(spec vmm.Spec) error {
-	var problem string
-	switch {
-	case !idPattern.MatchString(spec.ID):
-		problem = fmt.Sprintf("id %q is not 1 to 64 characters of [a-zA-Z0-9_.-]", spec.ID)
-	case spec.VCPUs < 1:
-		problem = fmt.Sprintf("%d vCPUs", spec.VCPUs)
-	case spec.MemoryBytes <= 0 || spec.MemoryBytes%(1<<20) != 0:
-		problem = fmt.Sprintf("memory of %d bytes is not a positive multiple of 1 MiB", spec.MemoryBytes)
-	case spec.Kernel == "" || spec.Initramfs == "":
-		problem = "kernel and initramfs must be named"
-	case spec.Acceleration != vmm.Hardware && spec.Acceleration != vmm.Emulated:
-		problem = fmt.Sprintf("acceleration %q", spec.Acceleration)
-	case strings.ContainsFunc(strings.Join(spec.KernelArgs, " "), func(r rune) bool { return r < ' ' || r == 0x7f }):
-		problem = "a kernel argument has a control character"
-	}
-	for i, nic := range spec.NICs {
-		switch {
-		case nic.Tap == nil:
-			problem = fmt.Sprintf("NIC %d has no tap", i)
-		case len(nic.MAC) != 6:
-			problem = fmt.Sprintf("NIC %d has MAC %q, not an Ethernet address", i, nic.MAC)
-		case nic.MTU < 68 || nic.MTU > 65535:
-			problem = fmt.Sprintf("NIC %d has MTU %d, not 68 to 65535", i, nic.MTU)
-		}
-	}
-	if problem != "" {
-		return fmt.Errorf("start VM %s: %s: %w", spec.ID, problem, errdefs.ErrInvalidArgument)
-	}
-	return nil
 }
 
 // checkDisk refuses what can't be a raw image.
