@@ -17,9 +17,9 @@ func newDoctorCommand() *cobra.Command {
 		Short: "Say what this host has and lacks for pods in virtual machines",
 		Long: `Looks at everything that a pod in a virtual machine needs on this host, and says for each thing whether it is there
 and, where not, the command or setting that repairs it. KVM is not trusted by the look of /dev/kvm: a small guest is booted
-with it once, and the answer is kept until the kernel or QEMU changes.
+with it once, and the answer is kept in the state directory until the host boots again or the kernel, QEMU or the guest changes.
 
-Nothing on the host is changed. The exit status is 0 when the host is ready (there may be warnings) and 1 when something is
+Nothing else on the host is changed. The exit status is 0 when the host is ready (there may be warnings) and 1 when something is
 missing. A host without hardware virtualization is ready, with a warning: its pods run under emulation, which is for
 development and CI and is no isolation. Set vmm.acceleration = "hardware" where that must not happen.`,
 		Example: `  # A table for people.

@@ -120,7 +120,7 @@ func Examine(ctx context.Context, h Host) Report {
 	kvm, r.Isolation = h.acceleration(ctx, qemu.Status != Missing && image.Status != Missing)
 	r.Checks = []Check{kvm, h.user(ctx), qemu, image}
 	for _, check := range []func(context.Context) Check{
-		h.memory, h.disk, h.cgroup, h.tun, h.trafficControl, h.overlay, h.fuse, h.erofs, h.mkfsExt4, h.mkfsErofs,
+		h.memory, h.disk, h.cgroup, h.tun, h.trafficControl, h.overlay, h.fuse, h.erofs, h.mkfsExt4,
 		h.containerd, h.shim, h.containerdRuntime,
 	} {
 		r.Checks = append(r.Checks, check(ctx))

@@ -33,7 +33,6 @@ var goodFiles = map[string]string{
 var goodVersions = map[string]string{
 	"qemu-system-" + qemuArch: "QEMU emulator version 9.2.1 (Debian 1:9.2.1+ds-1)",
 	"mkfs.ext4":               "mke2fs 1.47.0 (5-Feb-2023)\n\tUsing EXT2FS Library version 1.47.0",
-	"mkfs.erofs":              "mkfs.erofs 1.8.6",
 	"containerd":              "containerd github.com/containerd/containerd/v2 v2.3.4 abcdef",
 	shimName:                  "",
 }
@@ -135,7 +134,15 @@ func TestExamine(t *testing.T) {
 		{"other VMM program", "qemu", Missing, "/opt/qemu doesn't run", "vmm.binary", func(h *Host, _, _ map[string]string) { h.Config.VMM.Binary = "/opt/qemu" }},
 		{"no guest image", "guest image", Missing, "boot/kernel: no such file", "bulkhead guest build", func(_ *Host, files, _ map[string]string) { delete(files, "boot/kernel") }},
 		{"no memory", "memory", Missing, "97 MiB available", "sandbox.default_memory", func(_ *Host, files, _ map[string]string) { files["proc/meminfo"] = "MemAvailable: 100000 kB\n" }},
-		{"little memory", "memory", Warn, "390 MiB available", "more memory", func(_ *Host, files, _ map[string]string) { files["proc/meminfo"] = "MemAvailable: 400000 kB\n" }},
+		{"memory for the containers, not for the guest", "memory", Missing, "390 MiB available, 420 for one pod without limits: a VM of 292", "sandbox.default_memory", func(_ *Host, files, _ map[string]string) {
+			files["proc/meminfo"] = "MemAvailable: 400000 kB\n"
+		}},
+		{"no memory for the profile aks", "memory", Missing, "a VM of 2048", `sandbox.profile = "standard"`, func(h *Host, files, _ map[string]string) {
+			h.Config.Sandbox.Profile = config.ProfileAKS
+			files["proc/meminfo"] = "MemAvailable: 2000000 kB\n"
+		}},
+		{"more memory by default than a VM can have", "memory", Missing, "1 TiB", "sandbox.default_memory", func(h *Host, _, _ map[string]string) { h.Config.Sandbox.DefaultMemory = 1 << 40 }},
+		{"little memory", "memory", Warn, "585 MiB available", "more memory", func(_ *Host, files, _ map[string]string) { files["proc/meminfo"] = "MemAvailable: 600000 kB\n" }},
 		{"no /proc", "memory", Warn, "no such file", "/proc", func(_ *Host, files, _ map[string]string) { delete(files, "proc/meminfo") }},
 		{"disk full", "disk", Missing, "1 MiB free", "state_dir", func(h *Host, _, _ map[string]string) {
 			h.FreeBytes = func(string) (int64, error) { return 1 << 20, nil }
@@ -160,7 +167,6 @@ func TestExamine(t *testing.T) {
 		{"no fuse", "fuse", Warn, "guest has its own", "modprobe fuse", func(_ *Host, files, _ map[string]string) { delete(files, "lib/modules/6.9-test/modules.dep") }},
 		{"no erofs", "erofs", Warn, "guest has its own", "modprobe erofs", func(_ *Host, files, _ map[string]string) { delete(files, "lib/modules/6.9-test/modules.dep") }},
 		{"no mkfs.ext4", "mkfs.ext4", Missing, "not on the PATH", "e2fsprogs", func(_ *Host, _, versions map[string]string) { delete(versions, "mkfs.ext4") }},
-		{"no mkfs.erofs", "mkfs.erofs", Warn, "not on the PATH", "erofs-utils", func(_ *Host, _, versions map[string]string) { delete(versions, "mkfs.erofs") }},
 		{"no containerd", "containerd", Missing, "not on the PATH", "containerd", func(_ *Host, _, versions map[string]string) { delete(versions, "containerd") }},
 		{"containerd 1.7", "containerd", Warn, "1.7.24", "containerd 2", func(_ *Host, _, versions map[string]string) {
 			versions["containerd"] = "containerd github.com/containerd/containerd 1.7.24~ds1"

@@ -16,6 +16,7 @@ import (
 
 	"bulkhead.dev/bulkhead/internal/config"
 	"bulkhead.dev/bulkhead/internal/guestimage"
+	"bulkhead.dev/bulkhead/internal/sandbox/sizing"
 	"bulkhead.dev/bulkhead/internal/vmm"
 )
 
@@ -87,7 +88,7 @@ func (h Host) vmm(ctx context.Context) Check {
 	program := h.Config.VMM.Binary
 	if program == "" {
 		var err error
-		for _, candidate := range []string{"qemu-system-" + qemuArch, "qemu-kvm"} {
+		for _, candidate := range []string{"qemu-system-" + qemuArch, "/usr/libexec/qemu-kvm"} {
 			if program, err = h.LookPath(candidate); err == nil {
 				break
 			}
@@ -122,7 +123,7 @@ func (h Host) guestImage(context.Context) Check {
 	return ok(name, fmt.Sprintf("kernel %s in %s", img.Manifest.KernelVersion, img.Dir))
 }
 
-// roomForPod is what a pod takes besides its guest's memory: the VMM's own, and the shim.
+// roomForPod is what a pod takes besides its VM's memory: the VMM's own, and the shim.
 const roomForPod = 128 << 20
 
 func (h Host) memory(context.Context) Check {
@@ -131,11 +132,21 @@ func (h Host) memory(context.Context) Check {
 	if err != nil {
 		return warn(name, err.Error(), "see whether /proc is mounted")
 	}
-	need := h.Config.Sandbox.DefaultMemory + roomForPod
-	found := fmt.Sprintf("%d MiB available, %d for one pod of the default size", available>>20, need>>20)
+	lower := "set sandbox.default_memory lower in " + config.DefaultPath
+	if h.Config.Sandbox.Profile == config.ProfileAKS {
+		lower = `set sandbox.profile = "standard" in ` + config.DefaultPath
+	}
+	size, err := sizing.Compute(sizing.Profile(h.Config.Sandbox.Profile), nil, sizing.Inputs{
+		DefaultMemoryBytes: h.Config.Sandbox.DefaultMemory, DefaultVCPUs: h.Config.Sandbox.DefaultVCPUs, ScratchBytes: h.Config.Sandbox.ScratchSize,
+	})
+	if err != nil {
+		return missing(name, err.Error(), lower)
+	}
+	need := size.MemoryBytes + roomForPod
+	found := fmt.Sprintf("%d MiB available, %d for one pod without limits: a VM of %d, its VMM and shim", available>>20, need>>20, size.MemoryBytes>>20)
 	switch {
 	case available < need:
-		return missing(name, found, "free memory, or set sandbox.default_memory lower in "+config.DefaultPath)
+		return missing(name, found, "free memory, or "+lower)
 	case available < 4*need:
 		return warn(name, found, "a node for sandboxed pods wants more memory")
 	}
@@ -293,22 +304,6 @@ func (h Host) mkfsExt4(ctx context.Context) Check {
 	version, err := h.version(ctx, program, "-V")
 	if err != nil {
 		return missing(name, err.Error(), fix)
-	}
-	return ok(name, version)
-}
-
-func (h Host) mkfsErofs(ctx context.Context) Check {
-	const name, fix = "mkfs.erofs", "apt-get install erofs-utils (1.8 or newer)"
-	program, err := h.LookPath(name)
-	if err != nil {
-		return warn(name, "not on the PATH: only containerd's erofs differ needs it; layers are converted without it", fix)
-	}
-	version, err := h.version(ctx, program, "-V")
-	if err != nil {
-		return warn(name, err.Error(), fix)
-	}
-	if !atLeast(version, 1, 8) {
-		return ok(name, version+" (containerd's erofs differ wants 1.8; nothing else needs it)")
 	}
 	return ok(name, version)
 }
