@@ -92,7 +92,7 @@ func (n *Node) RuncRoot() string { return filepath.Join(n.sockets, "runc") }
 // runtimeConfig is the configuration of io.containerd.bulkhead.v2.
 func (n *Node) runtimeConfig() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "version = 1\nstate_dir = %q\nrun_dir = %q\n", n.path("bulkhead"), filepath.Join(n.sockets, "run"))
+	fmt.Fprintf(&b, "version = 1\nstate_dir = %q\nrun_dir = %q\n", n.path("bulkhead"), n.RunDir())
 	if n.options.Acceleration != "" {
 		fmt.Fprintf(&b, "\n[vmm]\nacceleration = %q\n", n.options.Acceleration)
 	}
@@ -103,8 +103,8 @@ func (n *Node) runtimeConfig() string {
 	return b.String()
 }
 
-// bridge is the name of the pods' bridge, at most 15 bytes; Stop removes it.
-func (n *Node) bridge() string { return "bh" + n.sockets[len(n.sockets)-8:] }
+// Bridge is the device that CNI makes for the first pod with a network and keeps, at most 15 bytes; Stop removes it.
+func (n *Node) Bridge() string { return "bh" + n.sockets[len(n.sockets)-8:] }
 
 // cniConfig is a bridge without address translation, which would need iptables and leave rules behind. Nodes in different
 // directories get different networks.
@@ -122,5 +122,5 @@ func (n *Node) cniConfig() string {
     }
   }]
 }
-`, n.bridge(), n.path("ipam"), hash[4], hash[4:6], hash[6:8])
+`, n.Bridge(), n.path("ipam"), hash[4], hash[4:6], hash[6:8])
 }

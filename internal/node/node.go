@@ -98,6 +98,9 @@ func (n *Node) Dir() string { return n.dir }
 // Socket is the path of containerd's socket, for CRI too.
 func (n *Node) Socket() string { return filepath.Join(n.sockets, "containerd.sock") }
 
+// RunDir is where the runtime keeps its sockets and the records of running sandboxes.
+func (n *Node) RunDir() string { return filepath.Join(n.sockets, "run") }
+
 // Log is the path of what containerd and its shims said.
 func (n *Node) Log() string { return n.path("containerd.log") }
 
@@ -158,7 +161,7 @@ func (n *Node) prepare() error {
 	if err := n.record(); err != nil {
 		return err
 	}
-	for _, dir := range []string{n.path("cni"), n.path("tmp"), n.path("bulkhead"), n.sockets, filepath.Join(n.sockets, "s"), filepath.Join(n.sockets, "run")} {
+	for _, dir := range []string{n.path("cni"), n.path("tmp"), n.path("bulkhead"), n.sockets, filepath.Join(n.sockets, "s"), n.RunDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make node directory: %w", err)
 		}

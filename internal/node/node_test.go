@@ -68,7 +68,7 @@ func TestConfigurationFilesAreValid(t *testing.T) {
 
 func TestNodesInDifferentDirectoriesShareNothing(t *testing.T) {
 	a, b := at(t, Options{Dir: "/srv/a"}), at(t, Options{Dir: "/srv/b"})
-	if a.sockets == b.sockets || a.bridge() == b.bridge() || a.cniConfig() == b.cniConfig() {
+	if a.sockets == b.sockets || a.Bridge() == b.Bridge() || a.cniConfig() == b.cniConfig() {
 		t.Errorf("%+v and %+v overlap", a, b)
 	}
 	if same := at(t, Options{Dir: "/srv/x/../a/"}); same.sockets != a.sockets {

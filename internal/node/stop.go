@@ -190,7 +190,7 @@ func (n *Node) deleteOrphans(ctx context.Context) error {
 
 // removeBridge removes the bridge that the CNI plugin made for pods.
 func (n *Node) removeBridge() error {
-	link, err := netlink.LinkByName(n.bridge())
+	link, err := netlink.LinkByName(n.Bridge())
 	if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) {
 		return nil
 	}
@@ -198,7 +198,7 @@ func (n *Node) removeBridge() error {
 		err = netlink.LinkDel(link)
 	}
 	if err != nil {
-		return fmt.Errorf("remove bridge %s: %w", n.bridge(), err)
+		return fmt.Errorf("remove bridge %s: %w", n.Bridge(), err)
 	}
 	return nil
 }

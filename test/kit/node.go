@@ -106,15 +106,6 @@ func (n *Node) Stop(ctx context.Context) error {
 // Path returns a path below the node's directory.
 func (n *Node) Path(name string) string { return filepath.Join(n.Dir(), name) }
 
-// RunDir is where the runtime keeps its sockets and the records of running sandboxes.
-func (n *Node) RunDir() string { return filepath.Join(filepath.Dir(n.Socket()), "run") }
-
-// Bridge is the device that CNI makes for the first pod with a network, and keeps.
-func (n *Node) Bridge() string {
-	sockets := filepath.Dir(n.Socket())
-	return "bh" + sockets[len(sockets)-8:]
-}
-
 // RuntimeConfig returns a configuration of the runtime for this node. The overrides are by "table.key", or "key" where the key
 // is in no table, and their values are TOML's.
 func (n *Node) RuntimeConfig(overrides map[string]string) string {
