@@ -16,7 +16,7 @@ func main() {
 	guest.Pause() // first: the same program holds the pod's pid namespace
 
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "bulkhead-guest", guest.Version, "runs as the first process of a pod's VM only")
+		fmt.Fprintln(os.Stderr, "bulkhead-guest", guest.Version(), "runs as the first process of a pod's VM only")
 		os.Exit(1)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -126,7 +126,7 @@ func (a *Agent) Hello(_ context.Context, r *guestapi.HelloRequest) (*guestapi.He
 		return nil, err
 	}
 	return &guestapi.HelloResponse{
-		Protocol: min(r.Protocol, guestapi.Version), AgentVersion: Version, KernelRelease: unix.ByteSliceToString(uts.Release[:]),
+		Protocol: min(r.Protocol, guestapi.Version), AgentVersion: Version(), KernelRelease: unix.ByteSliceToString(uts.Release[:]),
 		BootNanos: uint64(now.Nano()), MemoryTotalBytes: total, MemoryAvailableBytes: available,
 	}, nil
 }

@@ -22,10 +22,19 @@
 // they make the agent remember is bounded (see the constants in agent.go).
 package guest
 
-import "bulkhead.dev/bulkhead/internal/guest/reaper"
+import (
+	"runtime/debug"
 
-// Version is the agent's own version, set when it is built.
-var Version = "dev"
+	"bulkhead.dev/bulkhead/internal/guest/reaper"
+)
+
+// Version is the version of the module that the agent was built from.
+func Version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
 
 // state is where a process or container is in its life.
 type state string
