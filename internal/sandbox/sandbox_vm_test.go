@@ -51,7 +51,7 @@ func newPod(t *testing.T) *pod {
 	t.Helper()
 	dir := os.Getenv("BULKHEAD_GUEST_DIR")
 	if dir == "" {
-		t.Skip("BULKHEAD_GUEST_DIR is not set: it names a directory made by \"bulkhead guest build\"")
+		t.Fatal("BULKHEAD_GUEST_DIR is not set: it names a directory made by \"bulkhead guest build\"")
 	}
 	image, err := guestimage.Open(dir)
 	if err != nil {
@@ -82,7 +82,7 @@ func (p *pod) installBusyBox(t *testing.T) {
 	t.Helper()
 	binary, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skipf("busybox (package busybox-static) is not installed: %v", err)
+		t.Fatalf("busybox (package busybox-static) is not installed: %v", err)
 	}
 	data, err := os.ReadFile(binary)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 // TestStartFails starts what can't run: the error says why, and no process or descriptor is left.
 func TestStartFails(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
-		t.Skipf("QEMU is not installed: %v", err)
+		t.Fatalf("QEMU is not installed: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "garbage")
 	if err := os.WriteFile(file, []byte(strings.Repeat("no kernel ", 1000)), 0o644); err != nil {

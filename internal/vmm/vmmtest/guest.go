@@ -80,7 +80,7 @@ func fetchKernel(t testing.TB) string {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		t.Skipf("no cache directory for the kernel package: %v", err)
+		t.Fatalf("no cache directory for the kernel package: %v", err)
 	}
 	cache = filepath.Join(cache, "bulkhead-test")
 	if known, _ := filepath.Glob(filepath.Join(cache, "linux-image-*", "boot", "vmlinuz-*")); len(known) > 0 {
@@ -89,7 +89,7 @@ func fetchKernel(t testing.TB) string {
 	}
 	text, err := exec.Command("apt-cache", "depends", kernelPackage).Output()
 	if err != nil {
-		t.Skipf("no guest kernel: apt-cache depends %s: %v", kernelPackage, err)
+		t.Fatalf("no guest kernel: apt-cache depends %s: %v", kernelPackage, err)
 	}
 	name := regexp.MustCompile(`linux-image-[0-9][a-z0-9.+-]*`).FindString(string(text))
 	if name == "" {
