@@ -133,7 +133,11 @@ func (a *Agent) execute(ctx context.Context, c *container, p *process) (*reaper.
 		}
 	}
 	file := filepath.Join(a.dirs.runs, "process-"+c.id+"-"+p.exec)
-	if err := os.WriteFile(file, p.config, 0o600); err != nil {
+	config, err := p.io.sized(p.config)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(file, config, 0o600); err != nil {
 		return nil, err
 	}
 	defer os.Remove(file)

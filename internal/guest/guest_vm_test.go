@@ -594,6 +594,9 @@ func TestContainersInVM(t *testing.T) {
 		}
 		buf := make([]byte, 1024)
 		var seen string
+		if err := p.out.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
 		for !strings.Contains(seen, "24 80") {
 			n, err := p.out.Read(buf)
 			if err != nil {

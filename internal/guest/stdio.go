@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	guestapi "bulkhead.dev/bulkhead/api/guest"
@@ -134,6 +136,22 @@ func setSize(master *os.File, width, height uint16) error {
 		return fmt.Errorf("setting the terminal's size to %d×%d: %w", width, height, err)
 	}
 	return nil
+}
+
+// sized adds the terminal's size to an OCI process. The runtime starts an exec's program at once, before the agent has the
+// terminal: a size that is set then comes too late for a program that looks at it first.
+func (s *stdio) sized(config []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.terminal || s.width == 0 || s.height == 0 {
+		return config, nil
+	}
+	var process object
+	if err := json.Unmarshal(config, &process); err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	process.set("consoleSize", specs.Box{Width: uint(s.width), Height: uint(s.height)})
+	return json.Marshal(process)
 }
 
 // resize sets the terminal's size, at once or when it is attached.

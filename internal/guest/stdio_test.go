@@ -266,3 +266,19 @@ func TestUndo(t *testing.T) {
 		}
 	}
 }
+
+func TestSized(t *testing.T) {
+	const config = `{"args":["a"],"consoleSize":{"height":1,"width":1},"cwd":"/"}`
+	for name, tc := range map[string]struct {
+		io   *stdio
+		want string
+	}{
+		"no terminal": {&stdio{width: 80, height: 24}, config},
+		"no size":     {&stdio{terminal: true}, config},
+		"a size":      {&stdio{terminal: true, width: 80, height: 24}, `{"args":["a"],"consoleSize":{"height":24,"width":80},"cwd":"/"}`},
+	} {
+		if got, err := tc.io.sized([]byte(config)); err != nil || string(got) != tc.want {
+			t.Errorf("%s: %s, %v", name, got, err)
+		}
+	}
+}
