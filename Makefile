@@ -6,8 +6,8 @@ SHELL       := /bin/bash
 
 # STATE is where `make up` keeps all it needs: guest image, containerd's root, layers, logs. `make down` removes it.
 STATE    ?= $(CURDIR)/.state
-# FUZZTIME is how long `make fuzz` spends on each target.
-FUZZTIME ?= 5s
+# FUZZINPUTS is how many inputs `make fuzz` gives each target.
+FUZZINPUTS ?= 20000
 BIN      := $(CURDIR)/bin
 GO       ?= go
 
@@ -34,7 +34,7 @@ PACKAGES := qemu-system-x86:qemu-system-x86_64 e2fsprogs:mkfs.ext4 dpkg:dpkg-deb
 ## help: list the targets
 .PHONY: help
 help:
-	@sed -n 's/^## \([a-z-]*\): \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^## \([a-z0-9-]*\): \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s %s\n' "$$target" "$$text"; done
 
 ## up: install, build, start a private containerd, run one image with runc and in a VM
 .PHONY: up
@@ -106,10 +106,15 @@ root: packages bin-containerd
 vm: packages bin guest
 	@$(TESTTIER) vm
 
-## fuzz: run each fuzz target for FUZZTIME
+## e2e: run the tests that make a cluster
+.PHONY: e2e
+e2e: packages bin guest
+	@$(TESTTIER) e2e
+
+## fuzz: run each fuzz target on FUZZINPUTS inputs
 .PHONY: fuzz
 fuzz:
-	@$(TESTTIER) -fuzztime $(FUZZTIME) fuzz
+	@$(TESTTIER) -fuzzinputs $(FUZZINPUTS) fuzz
 
 ## bench: measure start, exec and memory beside runc
 .PHONY: bench
@@ -120,7 +125,7 @@ bench: packages bin guest
 .PHONY: vet
 vet:
 	@for arch in amd64 arm64; do for module in $(MODULES); do \
-		echo "vet $$module $$arch"; (cd $$module; GOARCH=$$arch $(GO) vet -tags root,vm ./...); done; done
+		echo "vet $$module $$arch"; (cd $$module; GOARCH=$$arch $(GO) vet -tags root,vm,e2e ./...); done; done
 
 ## lint: golangci-lint, built from tools/
 .PHONY: lint

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -23,12 +24,19 @@ type report struct {
 	Out                     io.Writer
 	Slow                    time.Duration
 	Passed, Failed, Skipped int
+	// Flaky are among the passed.
+	Flaky int
 
 	output  map[string]*strings.Builder // by package and test
 	inside  map[string]*tally           // by package
+	results map[result]string           // the action that ended it
 	slow    []timed
 	skipped []string
+	flaky   []string
 }
+
+// result names a test or subtest.
+type result struct{ Package, Test string }
 
 type tally struct{ passed, failed, skipped int }
 
@@ -46,7 +54,7 @@ type event struct {
 }
 
 func (r *report) read(stream io.Reader) error {
-	r.output, r.inside = map[string]*strings.Builder{}, map[string]*tally{}
+	r.output, r.inside, r.results = map[string]*strings.Builder{}, map[string]*tally{}, map[result]string{}
 	lines := bufio.NewReader(stream)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -113,6 +121,7 @@ func (r *report) of(pkg string) *tally {
 func (r *report) endTest(e event) {
 	output, t := r.take(e.Package+" "+e.Test), r.of(e.Package)
 	took := time.Duration(e.Elapsed * float64(time.Second))
+	r.results[result{e.Package, e.Test}] = e.Action
 	switch e.Action {
 	case "pass":
 		t.passed++
@@ -144,6 +153,9 @@ func (r *report) endPackage(e event) {
 			}
 		}
 		fmt.Fprintf(r.Out, "--- FAIL %s\n%s", short(e.Package), indent(output))
+	} else if e.Action == "fail" {
+		// What was said outside any test: TestMain's last words, and those of a process that died.
+		fmt.Fprint(r.Out, indent(lastWords(output)))
 	}
 	switch {
 	case e.Action == "fail":
@@ -162,8 +174,65 @@ func (r *report) endPackage(e event) {
 	delete(r.inside, e.Package)
 }
 
-// summarize names the skipped and the slowest tests.
+// failure names the tests of a package that failed.
+type failure struct {
+	Package string
+	Tests   []string
+}
+
+// failures returns the top-level tests that failed, sorted. What failed without the name of a test, such as a package that
+// doesn't build or whose TestMain fails, isn't among them.
+func (r *report) failures() []failure {
+	byPackage := map[string][]string{}
+	for of, action := range r.results {
+		if action == "fail" && !strings.Contains(of.Test, "/") {
+			byPackage[of.Package] = append(byPackage[of.Package], of.Test)
+		}
+	}
+	var all []failure
+	for _, pkg := range slices.Sorted(maps.Keys(byPackage)) {
+		all = append(all, failure{pkg, slices.Sorted(slices.Values(byPackage[pkg]))})
+	}
+	return all
+}
+
+// correct takes the results of tests that were run again. What failed and then passed is flaky. A test that is skipped the
+// second time stays failed; one that the first run didn't come to, because its parent failed before, is counted now. What
+// failed without the name of a test, such as TestMain's last look around, counts as it is.
+func (r *report) correct(second *report) {
+	unnamed := second.Failed
+	for of, action := range second.results {
+		if action == "fail" {
+			unnamed--
+		}
+		before := r.results[of]
+		switch {
+		case before == "fail" && action == "pass":
+			r.Failed, r.Passed, r.Flaky = r.Failed-1, r.Passed+1, r.Flaky+1
+			r.flaky = append(r.flaky, short(of.Package)+" "+of.Test)
+		case before == "pass" && action == "fail":
+			r.Failed, r.Passed = r.Failed+1, r.Passed-1
+		case before == "" && action == "pass":
+			r.Passed++
+		case before == "" && action == "fail":
+			r.Failed++
+		case before == "" && action == "skip":
+			r.Skipped++
+		default:
+			continue // no news
+		}
+		r.results[of] = action
+	}
+	r.Failed += unnamed
+	r.slow = append(r.slow, second.slow...)
+}
+
+// summarize names the flaky, the skipped and the slowest tests.
 func (r *report) summarize() {
+	slices.Sort(r.flaky)
+	for _, f := range r.flaky {
+		fmt.Fprintf(r.Out, "FLAKY %s: it failed, and passed when it was run again\n", f)
+	}
 	for _, s := range r.skipped {
 		fmt.Fprintf(r.Out, "skipped: %s\n", s)
 	}
@@ -174,11 +243,28 @@ func (r *report) summarize() {
 }
 
 func (r *report) counts() string {
-	return fmt.Sprintf("%d passed, %d failed, %d skipped", r.Passed, r.Failed, r.Skipped)
+	counts := fmt.Sprintf("%d passed, %d failed, %d skipped", r.Passed, r.Failed, r.Skipped)
+	if r.Flaky > 0 {
+		counts += fmt.Sprintf(", %d flaky", r.Flaky)
+	}
+	return counts
 }
 
 func (r *report) add(other *report) {
-	r.Passed, r.Failed, r.Skipped = r.Passed+other.Passed, r.Failed+other.Failed, r.Skipped+other.Skipped
+	r.Passed, r.Failed, r.Skipped, r.Flaky = r.Passed+other.Passed, r.Failed+other.Failed, r.Skipped+other.Skipped, r.Flaky+other.Flaky
+	r.slow, r.skipped, r.flaky = append(r.slow, other.slow...), append(r.skipped, other.skipped...), append(r.flaky, other.flaky...)
+}
+
+// lastWords is a package's output without the lines that go test itself ends with.
+func lastWords(output string) string {
+	var b strings.Builder
+	for line := range strings.Lines(output) {
+		word, _, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		if word != "FAIL" && word != "PASS" && !strings.HasPrefix(word, "exit status ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // skipReason is what the test said when it skipped itself.
