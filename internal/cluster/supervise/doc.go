@@ -1,0 +1,2 @@
+// Package supervise keeps a list of processes running, with one supervisor process for each list.
+package supervise
