@@ -26,4 +26,6 @@ func Status(dir string) (State, error) { return State{}, pending(dir) }
 // WaitReady returns when the named processes are ready, or all if no name is given.
 func WaitReady(_ context.Context, dir string, _ ...string) error { return pending(dir) }
 
-func pending(dir string) error { return fmt.Errorf("supervisor in %s: %w", dir, errdefs.ErrNotImplemented) }
+func pending(dir string) error {
+	return fmt.Errorf("supervisor in %s: %w", dir, errdefs.ErrNotImplemented)
+}

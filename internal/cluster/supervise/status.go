@@ -7,7 +7,7 @@ type State struct {
 	// Supervisor is the supervisor's process, or 0 if none runs.
 	Supervisor int
 	// Processes are in the Spec's order.
-	Processes []ProcessState
+	Processes []ProcessStatus
 }
 
 // Phase is where a process is between not started and stopped.
@@ -21,8 +21,8 @@ const (
 	Stopped Phase = "stopped"
 )
 
-// ProcessState is what one process does.
-type ProcessState struct {
+// ProcessStatus is what one process does.
+type ProcessStatus struct {
 	Name  string `json:"name"`
 	Phase Phase  `json:"phase"`
 	// PID is 0 if it doesn't run.
