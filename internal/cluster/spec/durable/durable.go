@@ -1,0 +1,78 @@
+// Package durable replaces files so that, whatever happens and whenever the power goes, either the old or the new content is
+// there in full.
+//
+//	content ─► PATH.new-RANDOM (fsync) ─► rename to PATH ─► fsync of the directory
+//
+// A crash may leave a PATH.new-RANDOM behind, which nobody reads; the next Write of PATH removes it. Writers of one file
+// exclude each other by a lock of their own.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// Write replaces the file's content and gives it the mode, whatever the process's umask. The file's directory must exist.
+func Write(path string, data []byte, mode fs.FileMode) error {
+	if err := write(path, data, mode); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func write(path string, data []byte, mode fs.FileMode) error {
+	removeLeftovers(path)
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*")
+	if err != nil {
+		return err
+	}
+	if err := fill(f, data, mode); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return SyncDir(dir)
+}
+
+func fill(f *os.File, data []byte, mode fs.FileMode) error {
+	_, err := f.Write(data)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// removeLeftovers is for tidiness only: what it can't remove does no harm.
+func removeLeftovers(path string) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), filepath.Base(path)+".new-") {
+			os.Remove(filepath.Join(filepath.Dir(path), e.Name()))
+		}
+	}
+}
+
+// SyncDir makes the names in a directory durable: what was created, renamed and removed in it.
+func SyncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := d.Sync(); err != nil {
+		d.Close()
+		return fmt.Errorf("sync directory %s: %w", dir, err)
+	}
+	return d.Close()
+}
