@@ -375,8 +375,10 @@ replace (
 	go.etcd.io/etcd/server/v3 => go.etcd.io/etcd/server/v3 v3.6.16
 )
 
-// What decides how the API server treats objects stays as Kubernetes pins it, whatever others ask for.
+// What decides how the API server treats objects, and the interface of storage drivers, stay as Kubernetes pins them, whatever others
+// ask for.
 replace (
+	github.com/container-storage-interface/spec => github.com/container-storage-interface/spec v1.9.0
 	github.com/google/cel-go => github.com/google/cel-go v0.26.0
 	k8s.io/kube-openapi => k8s.io/kube-openapi v0.0.0-20260317180543-43fb72c5454a
 	sigs.k8s.io/structured-merge-diff/v6 => sigs.k8s.io/structured-merge-diff/v6 v6.3.3
