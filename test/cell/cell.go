@@ -8,7 +8,8 @@
 // the machine adds to; package leak compares them. When the program ends, however it ends, the kernel kills the rest.
 //
 // Control groups are the one thing without a boundary of that kind: their hierarchies are the machine's. Names of containers
-// and parents of control groups therefore hold [Token], and what is left with it is removed at the end.
+// and parents of control groups therefore hold [Token], or a word that was given to [Claim], and what is left with one of these
+// is removed at the end.
 package cell
 
 import (
@@ -89,8 +90,10 @@ func enter() int {
 	}
 	forward(child.Process.Pid)
 	err := child.Wait()
-	if err := removeCgroups(token); err != nil {
-		fmt.Fprintln(os.Stderr, "cell:", err)
+	for _, word := range append(claimed(dir), token) {
+		if err := removeCgroups(word); err != nil {
+			fmt.Fprintln(os.Stderr, "cell:", err)
+		}
 	}
 	if os.Getenv(keepVariable) != "" {
 		fmt.Fprintln(os.Stderr, "cell: kept", dir)
@@ -192,6 +195,37 @@ func removeCgroups(token string) error {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// Claim says that control groups with the word in their path are this run's too, for programs that choose the names of theirs
+// themselves.
+func Claim(word string) error {
+	file, err := os.OpenFile(claims(Dir()), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("claim control groups: %w", err)
+	}
+	_, err = fmt.Fprintln(file, word)
+	if closeErr := file.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return fmt.Errorf("claim control groups: %w", err)
+	}
+	return nil
+}
+
+// Words are those by which the control groups of this run are known.
+func Words() []string { return append(claimed(Dir()), Token()) }
+
+// claims is a file with a word a line, because who claims is not the process that removes.
+func claims(dir string) string { return filepath.Join(dir, "claimed-cgroups") }
+
+func claimed(dir string) []string {
+	data, err := os.ReadFile(claims(dir))
+	if err != nil {
+		return nil // nobody has claimed any
+	}
+	return strings.Fields(string(data))
 }
 
 // Cgroups lists the control groups of all hierarchies whose path has token in it, parents before children.

@@ -116,8 +116,8 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// Import loads an image made of the layers, lowest first, under the reference into the namespace of ctx, and unpacks it.
-func (n *Node) Import(ctx context.Context, reference string, config v1.Config, layers ...v1.Layer) error {
+// Archive writes an image made of the layers, lowest first, under the reference, as docker's archives are.
+func Archive(to io.Writer, reference string, config v1.Config, layers ...v1.Layer) error {
 	image, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
 		return fmt.Errorf("stack the layers of %s: %w", reference, err)
@@ -135,9 +135,17 @@ func (n *Node) Import(ctx context.Context, reference string, config v1.Config, l
 	if err != nil {
 		return err
 	}
-	var archive bytes.Buffer
-	if err := tarball.Write(tag, image, &archive); err != nil {
+	if err := tarball.Write(tag, image, to); err != nil {
 		return fmt.Errorf("archive %s: %w", reference, err)
+	}
+	return nil
+}
+
+// Import loads an image made of the layers, lowest first, under the reference into the namespace of ctx, and unpacks it.
+func (n *Node) Import(ctx context.Context, reference string, config v1.Config, layers ...v1.Layer) error {
+	var archive bytes.Buffer
+	if err := Archive(&archive, reference, config, layers...); err != nil {
+		return err
 	}
 	images, err := n.Client.Import(ctx, &archive)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -39,6 +40,8 @@ type Scope struct {
 	Permanent []string
 	// Links are names of network devices that may come to be and stay.
 	Links []string
+	// Tables: nftables' count too. It needs the program nft.
+	Tables bool
 }
 
 // Things is a set of names such as "mount /run/x", each said so that a person can find the thing.
@@ -98,6 +101,7 @@ func Take(scope Scope) (Things, error) {
 	for _, list := range []func(Things) error{
 		processes, mounts, namespaces, sockets, cgroups,
 		func(t Things) error { return links(t, scope) },
+		func(t Things) error { return tables(t, scope) },
 		func(t Things) error { return files(t, scope) },
 	} {
 		if err := list(things); err != nil {
@@ -241,16 +245,33 @@ func sockets(things Things) error {
 	return nil
 }
 
-func cgroups(things Things) error {
-	found, err := cell.Cgroups(cell.Token())
-	if err != nil {
-		return err
+// tables lists nftables of the cell's own network namespace.
+func tables(things Things, scope Scope) error {
+	if !scope.Tables {
+		return nil
 	}
-	for _, path := range found {
-		if filepath.Base(path) == cell.Token() {
-			continue // the parent of all of this run's
+	out, err := exec.Command("nft", "list", "tables").Output()
+	if err != nil {
+		return fmt.Errorf("list nftables: %w", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		things.add("nft %s", strings.TrimSpace(line))
+	}
+	return nil
+}
+
+func cgroups(things Things) error {
+	for _, word := range cell.Words() {
+		found, err := cell.Cgroups(word)
+		if err != nil {
+			return err
 		}
-		things.add("control group %s", path)
+		for _, path := range found {
+			if filepath.Base(path) == cell.Token() {
+				continue // the parent of all of this run's
+			}
+			things.add("control group %s", path)
+		}
 	}
 	return nil
 }

@@ -10,6 +10,11 @@
 //	flood BYTES               write that many bytes to stderr, then "end" to stdout
 //	listen ADDRESS            serve TCP: answer every line with "heard LINE"; print "listening"
 //	dial ADDRESS LINE         connect, send LINE, print the answer
+//	serve PORT...             answer lines over TCP and datagrams over UDP on each port of all addresses: "HOSTNAME heard
+//	                          LINE"; print "serving"; exit 0 after SIGTERM
+//	probe TIME TARGET...      ask servers at NETWORK:ADDRESS, such as tcp6:[::1]:80 or udp:web.ns:53, all at once; print
+//	                          "TARGET ok HOSTNAME" or "TARGET no REASON" for each
+//	lookup NAME...            print "NAME ADDRESS..." for each, sorted, or "NAME no REASON"
 //	syscalls                  try forbidden system calls, print what each answered
 //	shm-write KEY TEXT        put TEXT into the System V shared memory segment KEY and wait
 //	shm-read KEY              print the text that is in it
@@ -45,6 +50,9 @@ func main() {
 	}
 }
 
+// some is the number of arguments of duties that take any number but none.
+const some = -1
+
 func run(duty string, arguments []string) error {
 	duties := map[string]struct {
 		arguments int
@@ -59,6 +67,9 @@ func run(duty string, arguments []string) error {
 		"flood":     {1, flood},
 		"listen":    {1, listen},
 		"dial":      {2, dial},
+		"serve":     {some, serve},
+		"probe":     {some, probe},
+		"lookup":    {some, lookup},
 		"syscalls":  {0, syscalls},
 		"shm-write": {2, shmWrite},
 		"shm-read":  {1, shmRead},
@@ -69,7 +80,10 @@ func run(duty string, arguments []string) error {
 	if !ok {
 		return errors.New("no such duty")
 	}
-	if len(arguments) != d.arguments {
+	if d.arguments == some && len(arguments) == 0 {
+		return errors.New("takes arguments, got none")
+	}
+	if d.arguments != some && len(arguments) != d.arguments {
 		return fmt.Errorf("takes %d arguments, got %d", d.arguments, len(arguments))
 	}
 	return d.run(arguments)
