@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -128,6 +129,9 @@ func TestService(t *testing.T) {
 	}
 
 	second := rotate(t, keyFile)
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // it must not end the service
+		t.Fatal(err)
+	}
 	if got := statusID(t, client); got != second || got == first {
 		t.Fatalf("key id after the rotation = %s, rotate printed %s, before it was %s", got, second, first)
 	}

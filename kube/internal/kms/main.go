@@ -124,6 +124,10 @@ func run(ctx context.Context, endpoint, keyFile string, log *slog.Logger) error 
 	if err != nil {
 		return err
 	}
+	// Changes of the file are seen without it too: the signal is for who can't wait for the next call.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
 	path, err := socketPath(endpoint)
 	if err != nil {
 		return err
@@ -134,10 +138,6 @@ func run(ctx context.Context, endpoint, keyFile string, log *slog.Logger) error 
 	}
 	defer socket.Close()
 
-	// Changes of the file are seen without it too: the signal is for who can't wait for the next call.
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
