@@ -64,3 +64,44 @@ func TestRealCgroup(t *testing.T) {
 		t.Errorf("Load of the parent that Create made, after Remove: %v, want ErrNotFound", err)
 	}
 }
+
+func TestRemoveTree(t *testing.T) {
+	top := fmt.Sprintf("/bulkhead-test-tree-%d", os.Getpid())
+	t.Cleanup(func() {
+		if err := RemoveTree(top); err != nil {
+			t.Error(err)
+		}
+	})
+	var ended []chan struct{}
+	for _, path := range []string{top + "/a/b", top + "/a/c/d", top} {
+		c, err := Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if path == top {
+			continue // on cgroup v2, one with groups below can't have processes
+		}
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		exited := make(chan struct{})
+		go func() { cmd.Wait(); close(exited) }()
+		t.Cleanup(func() { cmd.Process.Kill(); <-exited })
+		if err := c.Enter(cmd.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		ended = append(ended, exited)
+	}
+	for range 2 {
+		if err := RemoveTree(top); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, exited := range ended {
+		<-exited
+	}
+	if _, err := Load(top); !errdefs.IsNotFound(err) {
+		t.Errorf("Load after RemoveTree: %v, want ErrNotFound", err)
+	}
+}

@@ -1,18 +1,70 @@
 package node
 
 import (
-	"crypto/sha256"
+	"encoding/json"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"path/filepath"
 	"strings"
+
+	"bulkhead.dev/bulkhead/internal/config"
 )
 
 // files are the configuration files of the node, by name.
-func (n *Node) files() map[string]string {
-	return map[string]string{
-		"containerd.toml":     n.containerdConfig(),
-		"runtime.toml":        n.runtimeConfig(),
-		"cni/10-pod.conflist": n.cniConfig(),
+func (n *Node) files() (map[string]string, error) {
+	files := map[string]string{
+		"containerd.toml": n.containerdConfig(),
+		"runtime.toml":    n.runtimeConfig(""),
+	}
+	network := n.bridgeConfig()
+	if m := n.options.Member; m != nil {
+		mirrors, err := m.mirrorFiles()
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(files, mirrors)
+		network = n.routedConfig()
+		files["runtime.toml"] = n.runtimeConfig(m.Profile)
+		for _, profile := range []string{config.ProfileStandard, config.ProfileAKS} {
+			files[profileFile(profile)] = n.runtimeConfig(profile)
+		}
+	}
+	text, err := json.MarshalIndent(network, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode the CNI configuration: %w", err)
+	}
+	files["cni/10-pod.conflist"] = string(text) + "\n"
+	return files, nil
+}
+
+// handler is a runtime handler of CRI: what a RuntimeClass names.
+type handler struct {
+	name, runtime, sandboxer string
+	options                  map[string]string
+}
+
+func (n *Node) handlers() []handler {
+	runc := handler{"runc", RuntimeRunc, "podsandbox", map[string]string{"Root": n.RuncRoot()}}
+	m := n.options.Member
+	switch {
+	case m == nil:
+		return []handler{
+			runc,
+			{HandlerBulkhead, RuntimeBulkhead, "podsandbox", nil},
+			{"bulkhead-sandboxer", RuntimeBulkhead, "shim", nil},
+		}
+	case !m.VM:
+		return []handler{runc}
+	}
+	vm := func(name, file string) handler {
+		return handler{name, RuntimeBulkhead, "podsandbox", map[string]string{"ConfigPath": n.path(file)}}
+	}
+	return []handler{
+		runc,
+		vm(HandlerBulkhead, "runtime.toml"),
+		vm(HandlerKata, profileFile(config.ProfileStandard)),
+		vm(HandlerKataMSHV, profileFile(config.ProfileAKS)),
 	}
 }
 
@@ -51,27 +103,24 @@ disable_apparmor = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = [%q]
 conf_dir = %q
-
-[plugins.'io.containerd.cri.v1.runtime'.containerd]
-default_runtime_name = "runc"
 `, n.path("root"), n.path("state"), n.path("tmp"), n.Socket(), filepath.Join(n.sockets, "s"), PauseImage,
 		filepath.Join(n.bin, "cni"), n.path("cni"))
-	for _, r := range []struct{ name, runtime, sandboxer string }{
-		{"runc", RuntimeRunc, "podsandbox"},
-		{"bulkhead", RuntimeBulkhead, "podsandbox"},
-		{"bulkhead-sandboxer", RuntimeBulkhead, "shim"},
-	} {
+	if n.options.Member != nil {
+		fmt.Fprintf(&b, "\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = %q\n", n.path(mirrorDir))
+	}
+	b.WriteString("\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = \"runc\"\n")
+	for _, h := range n.handlers() {
 		fmt.Fprintf(&b, `
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s]
 runtime_type = %q
 sandboxer = %q
 pod_annotations = ["bulkhead.dev/*"]
-`, r.name, r.runtime, r.sandboxer)
-		if r.runtime == RuntimeRunc {
-			fmt.Fprintf(&b, `
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]
-Root = %q
-`, r.name, n.RuncRoot())
+`, h.name, h.runtime, h.sandboxer)
+		if h.options != nil {
+			fmt.Fprintf(&b, "\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.%s.options]\n", h.name)
+		}
+		for key, value := range h.options { // one at most
+			fmt.Fprintf(&b, "%s = %q\n", key, value)
 		}
 	}
 	return b.String()
@@ -83,44 +132,40 @@ const (
 	RuntimeBulkhead = "io.containerd.bulkhead.v2"
 )
 
-// PauseImage is the image that CRI takes for the pause container: one made on this machine, since a node pulls nothing.
-const PauseImage = "bulkhead.dev/demo/busybox:latest"
-
 // RuncRoot is where runc keeps its containers' states. For ctr it is an option; its default would be outside of the node.
 func (n *Node) RuncRoot() string { return filepath.Join(n.sockets, "runc") }
 
-// runtimeConfig is the configuration of io.containerd.bulkhead.v2.
-func (n *Node) runtimeConfig() string {
+// profileFile is the name of the runtime's configuration with a sizing profile.
+func profileFile(profile string) string { return "runtime-" + profile + ".toml" }
+
+// runtimeConfig is a configuration of io.containerd.bulkhead.v2 with a sizing profile; empty: the default one.
+func (n *Node) runtimeConfig(profile string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = 1\nstate_dir = %q\nrun_dir = %q\n", n.path("bulkhead"), n.RunDir())
+	b.WriteString("\n[vmm]\n")
 	if n.options.Acceleration != "" {
-		fmt.Fprintf(&b, "\n[vmm]\nacceleration = %q\n", n.options.Acceleration)
+		fmt.Fprintf(&b, "acceleration = %q\n", n.options.Acceleration)
+	}
+	if n.options.Member != nil {
+		base, count := n.uids()
+		fmt.Fprintf(&b, "uid_base = %d\nuid_count = %d\n", base, count)
 	}
 	if n.options.Guest != "" {
 		fmt.Fprintf(&b, "\n[guest]\nkernel = %q\ninitramfs = %q\n",
 			filepath.Join(n.options.Guest, "kernel"), filepath.Join(n.options.Guest, "initramfs"))
 	}
+	if profile != "" {
+		fmt.Fprintf(&b, "\n[sandbox]\nprofile = %q\n", profile)
+	}
 	return b.String()
 }
 
-// Bridge is the device that CNI makes for the first pod with a network and keeps, at most 15 bytes; Stop removes it.
-func (n *Node) Bridge() string { return "bh" + n.sockets[len(n.sockets)-8:] }
-
-// cniConfig is a bridge without address translation, which would need iptables and leave rules behind. Nodes in different
-// directories get different networks.
-func (n *Node) cniConfig() string {
-	hash := sha256.Sum256([]byte(n.dir))
-	return fmt.Sprintf(`{
-  "cniVersion": "1.0.0",
-  "name": "pod",
-  "plugins": [{
-    "type": "bridge", "bridge": %q, "isGateway": true, "ipMasq": false,
-    "ipam": {
-      "type": "host-local", "dataDir": %q,
-      "ranges": [[{"subnet": "10.189.%d.0/24"}], [{"subnet": "fd89:%x:%x::/64"}]],
-      "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
-    }
-  }]
-}
-`, n.Bridge(), n.path("ipam"), hash[4], hash[4:6], hash[6:8])
+// uids is the range of the users that the node's VMMs run as. Nodes of one host keep no common list of who is in use, so each
+// has a range that its directory chooses out of half a million, above the users that kubelets give to pods with a user
+// namespace (65536 for each of at most 253 pods).
+func (n *Node) uids() (base, count uint32) {
+	const perNode, ranges, first = 4096, 500_000, 1 << 24
+	hash := fnv.New32a()
+	hash.Write([]byte(n.dir))
+	return first + hash.Sum32()%ranges*perNode, perNode
 }

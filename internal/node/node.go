@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"bulkhead.dev/bulkhead/internal/config"
 )
 
 const (
@@ -35,9 +37,11 @@ type Options struct {
 	Guest string
 	// Acceleration is the runtime's vmm.acceleration; empty: its default.
 	Acceleration string
+	// Member makes it a node of a cluster; nil: a private containerd, which stands alone.
+	Member *Member
 }
 
-// Node is a private containerd.
+// Node is a containerd and all that it runs.
 type Node struct {
 	dir, bin, sockets string
 	options           Options
@@ -65,7 +69,7 @@ func At(o Options) (*Node, error) {
 	return &Node{dir: dir, bin: bin, sockets: "/run/bulkhead-node-" + hex.EncodeToString(hash[:4]), options: o}, nil
 }
 
-// Start starts the node, or takes it as it is if it runs. When it fails, containerd doesn't run; files may be left, which
+// Start starts the node in the caller's network namespace, or takes it as it is if it runs. When it fails, containerd doesn't run; files may be left, which
 // Stop removes.
 func Start(ctx context.Context, o Options) (*Node, error) {
 	n, err := At(o)
@@ -131,13 +135,23 @@ func complaint(stderr string) string {
 }
 
 func (n *Node) checkPrograms() error {
-	for _, name := range []string{"containerd", "ctr", "containerd-shim-runc-v2"} {
+	built, installed := []string{"containerd", "ctr", "containerd-shim-runc-v2"}, []string{"runc"}
+	if m := n.options.Member; m != nil {
+		built = append(built, "cni/ptp", "cni/host-local", "cni/loopback", "cni/portmap")
+		installed = append(installed, "nft")
+		if m.VM {
+			built = append(built, "containerd-shim-bulkhead-v2")
+		}
+	}
+	for _, name := range built {
 		if _, err := exec.LookPath(filepath.Join(n.bin, name)); err != nil {
 			return fmt.Errorf("%w: build it with make bin: %w", err, errdefs.ErrFailedPrecondition)
 		}
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
-		return fmt.Errorf("%w: install it with make packages: %w", err, errdefs.ErrFailedPrecondition)
+	for _, name := range installed {
+		if _, err := exec.LookPath(name); err != nil {
+			return fmt.Errorf("%w: install it with make packages: %w", err, errdefs.ErrFailedPrecondition)
+		}
 	}
 	return nil
 }
@@ -158,15 +172,25 @@ func (n *Node) prepare() error {
 	if err := checkOverlay(n.dir); err != nil {
 		return err
 	}
-	if err := n.record(); err != nil {
+	if err := errors.Join(n.record(), makeShared()); err != nil {
 		return err
+	}
+	files, err := n.files()
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(n.path(mirrorDir)); err != nil { // a mirror that there is no more
+		return fmt.Errorf("remove the node's mirrors: %w", err)
 	}
 	for _, dir := range []string{n.path("cni"), n.path("tmp"), n.path("bulkhead"), n.sockets, filepath.Join(n.sockets, "s"), n.RunDir()} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("make node directory: %w", err)
 		}
 	}
-	for name, content := range n.files() {
+	for name, content := range files {
+		if err := os.MkdirAll(filepath.Dir(n.path(name)), 0o711); err != nil {
+			return fmt.Errorf("make node directory: %w", err)
+		}
 		if err := os.WriteFile(n.path(name), []byte(content), 0o644); err != nil {
 			return fmt.Errorf("write the node's configuration: %w", err)
 		}
@@ -206,14 +230,10 @@ func (n *Node) launch(ctx context.Context) error {
 		return fmt.Errorf("open containerd's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(n.bin, "containerd"), "--config", n.path("containerd.toml"))
+	args := n.args()
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = log, log, n.dir
-	cmd.Env = append(os.Environ(),
-		environment+"="+n.dir,
-		"BULKHEAD_CONFIG="+n.path("runtime.toml"),
-		"PATH="+n.bin+":"+os.Getenv("PATH")+":/usr/sbin:/sbin",
-		"TMPDIR="+n.path("tmp"),
-	)
+	cmd.Env = append(os.Environ(), n.env()...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
@@ -229,6 +249,20 @@ func (n *Node) launch(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// args is containerd's command line, env what its environment has besides.
+func (n *Node) args() []string {
+	return []string{filepath.Join(n.bin, "containerd"), "--config", n.path("containerd.toml")}
+}
+
+func (n *Node) env() []string {
+	return []string{
+		environment + "=" + n.dir,
+		config.PathVariable + "=" + n.path("runtime.toml"),
+		"PATH=" + n.bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin",
+		"TMPDIR=" + n.path("tmp"),
+	}
 }
 
 // await returns when containerd answers. Ended is closed when it ends; nil if it isn't this process's child.

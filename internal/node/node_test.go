@@ -30,7 +30,10 @@ func TestConfigurationFilesAreValid(t *testing.T) {
 	if got := len(n.Socket() + ".ttrpc"); got > maxSocketPath {
 		t.Errorf("the socket's path has %d bytes", got)
 	}
-	files := n.files()
+	files, err := n.files()
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	var containerd struct {
 		Version int
@@ -68,7 +71,7 @@ func TestConfigurationFilesAreValid(t *testing.T) {
 
 func TestNodesInDifferentDirectoriesShareNothing(t *testing.T) {
 	a, b := at(t, Options{Dir: "/srv/a"}), at(t, Options{Dir: "/srv/b"})
-	if a.sockets == b.sockets || a.Bridge() == b.Bridge() || a.cniConfig() == b.cniConfig() {
+	if a.sockets == b.sockets || a.Bridge() == b.Bridge() || cmp.Equal(a.bridgeConfig(), b.bridgeConfig()) {
 		t.Errorf("%+v and %+v overlap", a, b)
 	}
 	if same := at(t, Options{Dir: "/srv/x/../a/"}); same.sockets != a.sockets {

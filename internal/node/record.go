@@ -7,21 +7,21 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 )
 
-// Containers leave empty directories where runtimes and clients have their defaults, outside of the node. The record says
-// which of them did not exist before the node's first start; Stop removes those that are empty again.
+// record is when the node was first started.
 //
-//	DIR/node.json  {"version": 1, "absent": ["/run/containerd", ...]}
+//	DIR/node.json  {"version": 2, "created": "2006-01-02T15:04:05Z"}
 //
-// Version history: 1, first version.
+// Version history:
+//
+//	1  had a list of shared directories that didn't exist
+//	2  directories are marked instead
 type record struct {
-	Version int      `json:"version"`
-	Absent  []string `json:"absent"`
+	Version int       `json:"version"`
+	Created time.Time `json:"created"`
 }
-
-// shared are directories outside of the node that its containers may make, the innermost first.
-var shared = []string{fifos, "/run/containerd/s", "/run/containerd/runc", "/run/containerd", "/run/netns"}
 
 // record writes the record, once in the life of the node's directory.
 func (n *Node) record() error {
@@ -29,13 +29,7 @@ func (n *Node) record() error {
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
-	r := record{Version: 1}
-	for _, dir := range shared {
-		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
-			r.Absent = append(r.Absent, dir)
-		}
-	}
-	data, err := json.Marshal(r)
+	data, err := json.Marshal(record{Version: 2, Created: time.Now().UTC()})
 	if err != nil {
 		return fmt.Errorf("encode the node's record: %w", err)
 	}
@@ -75,33 +69,4 @@ func (n *Node) removeFIFOs(tasks []string) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// removeShared removes what the record names, where it is empty.
-func (n *Node) removeShared() error {
-	data, err := os.ReadFile(n.path("node.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // nothing was ever started
-	}
-	if err != nil {
-		return fmt.Errorf("read the node's record: %w", err)
-	}
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return fmt.Errorf("read the node's record %s: %w", n.path("node.json"), err)
-	}
-	for _, dir := range r.Absent {
-		// Below them are directories for each of containerd's namespaces.
-		if dir == "/run/containerd/runc" {
-			below, err := filepath.Glob(dir + "/*")
-			if err != nil {
-				return err
-			}
-			for _, b := range below {
-				_ = os.Remove(b)
-			}
-		}
-		_ = os.Remove(dir) // not empty: somebody else uses it by now
-	}
-	return nil
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -32,12 +33,19 @@ func (n *Node) Stop(ctx context.Context) error {
 	if errors.Is(dirErr, fs.ErrNotExist) && errors.Is(socketsErr, fs.ErrNotExist) {
 		return nil
 	}
+	if n.options.Member != nil {
+		if err := n.stopMember(ctx); err != nil {
+			return fmt.Errorf("stop node %s: %w", n.dir, err)
+		}
+		return nil
+	}
 	tasks := n.bundles()
 	errs := []error{n.drain(ctx)}
 	namespaces := n.namespaces()
 	busy := errors.Join(n.endProcesses(ctx), n.deleteOrphans(ctx), n.unmountAll())
-	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks), n.removeShared())
+	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks))
 	removeCgroups(namespaces)
+	removeShared()
 	if busy == nil { // else something still uses the files, and the next Stop needs them
 		errs = append(errs, os.RemoveAll(n.sockets), os.RemoveAll(n.dir))
 	}
@@ -169,6 +177,29 @@ func (n *Node) endRound(ctx context.Context, only string, signal unix.Signal) er
 	return err
 }
 
+// killProcesses ends containerd and its shims at once, without asking them.
+func (n *Node) killProcesses(ctx context.Context) error {
+	// A shim that containerd was just starting is found by the next round.
+	for {
+		found, err := n.processes()
+		if err == nil && len(found) == 0 {
+			return nil
+		}
+		for _, p := range found {
+			err = errors.Join(err, p.signal(unix.SIGKILL))
+		}
+		for _, p := range found {
+			if !p.wait(ctx) {
+				err = errors.Join(err, fmt.Errorf("process %d (%s) doesn't end", p.pid, p.name))
+			}
+			p.close()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
 // deleteOrphans removes what runc still runs when its shim has died and containerd couldn't be started to clean up. Such
 // processes have the environment of their container and aren't found by it.
 func (n *Node) deleteOrphans(ctx context.Context) error {
@@ -180,12 +211,38 @@ func (n *Node) deleteOrphans(ctx context.Context) error {
 	defer cancel()
 	var errs []error
 	for _, state := range states {
+		if n.inCgroup(state) {
+			continue // it ended with the cgroup, and its state goes with the directory
+		}
 		out, err := exec.CommandContext(ctx, "runc", "--root", filepath.Dir(state), "delete", "--force", filepath.Base(state)).CombinedOutput()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("delete runc container %s: %w: %s", filepath.Base(state), err, out))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// inCgroup says whether a runc container, by the directory of its state, is one of the node's pods by its cgroups.
+func (n *Node) inCgroup(state string) bool {
+	if n.options.Member == nil {
+		return false
+	}
+	data, err := os.ReadFile(filepath.Join(state, "state.json"))
+	if err != nil {
+		return false
+	}
+	var container struct {
+		Cgroups map[string]string `json:"cgroup_paths"`
+	}
+	if err := json.Unmarshal(data, &container); err != nil {
+		return false
+	}
+	for _, path := range container.Cgroups {
+		if !strings.Contains(path, n.pods()+"/") {
+			return false
+		}
+	}
+	return len(container.Cgroups) > 0
 }
 
 // removeBridge removes the bridge that the CNI plugin made for pods.
