@@ -59,7 +59,11 @@ func (n Network) Bridge() string { return "bh" + n.ID }
 
 // Subnets are the prefixes that hold the addresses of the host's bridge, the control plane and the nodes.
 func (n Network) Subnets() []netip.Prefix {
-	return n.families(netip.PrefixFrom(n.addr4(0), 24), netip.PrefixFrom(n.addr6(0), 64))
+	prefixes := []netip.Prefix{netip.PrefixFrom(n.addr4(0), 24)}
+	if n.IPv6 {
+		prefixes = append(prefixes, netip.PrefixFrom(n.addr6(0), 64))
+	}
+	return prefixes
 }
 
 // HostAddrs are the addresses of the host on the bridge: the gateway of all the rest.
