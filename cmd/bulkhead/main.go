@@ -1,4 +1,4 @@
-// Command bulkhead prepares a host for pods in virtual machines of their own. See "bulkhead --help".
+// Command bulkhead runs Kubernetes clusters whose pods may have virtual machines of their own. See "bulkhead --help".
 package main
 
 import (
@@ -14,6 +14,7 @@ import (
 func main() {
 	jail.Main() // returns, unless this process is a VMM's before it became one
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	status := cli.Main(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(status)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // TestReference keeps docs/reference/cli.md in step with the commands.
 func TestReference(t *testing.T) {
 	const name = "../../docs/reference/cli.md"
-	want := reference(newRootCommand())
+	want := reference(newRootCommand(openManager))
 	if *update {
 		if err := os.WriteFile(name, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
@@ -41,7 +41,7 @@ func TestReference(t *testing.T) {
 
 // TestHelpTeaches holds every command to a text and an example of its own.
 func TestHelpTeaches(t *testing.T) {
-	every(newRootCommand(), func(cmd *cobra.Command) {
+	every(newRootCommand(openManager), func(cmd *cobra.Command) {
 		if cmd.Short == "" || (cmd.Example == "" && !cmd.HasSubCommands()) {
 			t.Errorf("%q has no short text or no example", cmd.CommandPath())
 		}

@@ -68,10 +68,10 @@ func TestCommands(t *testing.T) {
 		{"doctor now", 2, "", `^bulkhead: "bulkhead doctor" takes no argument, and got "now"\n`},
 		{"version -o xml", 2, "", `write table, json or yaml`},
 		{"image build", 2, "", `takes one argument, a directory or a program, and got 0`},
-		{"image build --name x root", 2, "", `^bulkhead: --output is required\n`},
+		{"image build --name x root", 2, "", `^bulkhead: --output or --cluster-name is required\n`},
 		{"image build -o x.tar root", 2, "", `^bulkhead: --name is required\n`},
 		{"image build --name UPPER -o x.tar root", 2, "", `"UPPER" is no name for an image`},
-		{"image busybox", 2, "", `--output is required`},
+		{"image busybox", 2, "", `--output or --cluster-name is required`},
 
 		{"config check --config good.toml", 0, `^good.toml is right\n$`, ""},
 		{"config check --config bad.toml", 1, "", `^bulkhead: bad.toml:3:1: vmm.acceleration: "kvm" is not allowed: write one of auto, hardware, emulated\n$`},

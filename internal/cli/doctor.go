@@ -44,7 +44,7 @@ development and CI and is no isolation. Set vmm.acceleration = "hardware" where 
 			return err
 		}
 		if !report.Ready {
-			return errNotReady
+			return statusError(exitFailed)
 		}
 		return nil
 	}

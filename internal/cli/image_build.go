@@ -3,18 +3,17 @@ package cli
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
 	"bulkhead.dev/bulkhead/internal/image"
 )
 
-func newImageBuildCommand() *cobra.Command {
+func newImageBuildCommand(open opener) *cobra.Command {
+	target := imageTarget{member: member{place: place{open: open}}}
 	var spec image.Spec
-	var name, file, entrypoint string
+	var name, entrypoint string
 	var labels map[string]string
 	cmd := &cobra.Command{
 		Use:   "build (DIR | PROGRAM)",
@@ -27,13 +26,13 @@ All files belong to root.`,
   # A directory, with a command.
   bulkhead image build --name site --cmd httpd --cmd=-f --env PORT=80 -o site.tar ./rootfs
 
-  # Into containerd.
-  ctr --namespace k8s.io image import hello.tar`,
+  # Straight into a cluster.
+  sudo bulkhead image build --name example.org/hello:1 --cluster-name demo ./hello`,
 		Args: exactArg("a directory or a program"),
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&name, "name", "", "the image's `name`, such as example.org/hello:1 (required)")
-	flags.StringVarP(&file, "output", "o", "", "the archive's `file` (required)")
+	target.flags(cmd)
 	flags.StringVar(&entrypoint, "entrypoint", "", "the program to run, and its first arguments, separated by spaces")
 	flags.StringArrayVar(&spec.Cmd, "cmd", nil, "an argument for the entrypoint, or the program to run; repeat it for more")
 	flags.StringArrayVar(&spec.Env, "env", nil, "a variable, `NAME=value`; repeat it for more")
@@ -41,7 +40,10 @@ All files belong to root.`,
 	flags.StringVar(&spec.User, "user", "", "the `user` to run as: uid, uid:gid, or a name of the image's /etc/passwd")
 	flags.StringVar(&spec.WorkingDir, "workdir", "", "the `directory` to run in")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := required(cmd, "name", "output"); err != nil {
+		if err := required(cmd, "name"); err != nil {
+			return err
+		}
+		if err := target.check(name); err != nil {
 			return err
 		}
 		info, err := os.Stat(args[0])
@@ -60,7 +62,7 @@ All files belong to root.`,
 			spec.Entrypoint = strings.Fields(entrypoint)
 		}
 		spec.Labels = labels
-		return writeImageFile(cmd, file, name, spec)
+		return target.put(cmd, name, spec)
 	}
 	return cmd
 }
@@ -69,47 +71,10 @@ All files belong to root.`,
 func required(cmd *cobra.Command, names ...string) error {
 	for _, name := range names {
 		if flag := cmd.Flags().Lookup(name); flag.Value.String() == "" {
-			return usageError{fmt.Errorf("--%s is required", name)}
+			return missing(name)
 		}
 	}
 	return nil
 }
 
-// writeImageFile makes an image and writes its archive: whole, or not at all.
-func writeImageFile(cmd *cobra.Command, file, name string, spec image.Spec) error {
-	if _, err := image.ParseName(name); err != nil {
-		return usageError{err}
-	}
-	img, err := image.Build(spec)
-	if err != nil {
-		return err
-	}
-	if err := writeArchive(file, name, img); err != nil {
-		return err
-	}
-	digest, err := img.Digest()
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s@%s\n", name, digest)
-	return nil
-}
-
-func writeArchive(file, name string, img v1.Image) error {
-	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already when all went well
-	err = image.WriteArchive(f, name, img)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", file, err)
-	}
-	return os.Rename(f.Name(), file)
-}
+func missing(flag string) error { return usageError{fmt.Errorf("--%s is required", flag)} }

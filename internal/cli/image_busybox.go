@@ -10,8 +10,9 @@ import (
 	"bulkhead.dev/bulkhead/internal/image"
 )
 
-func newImageBusyboxCommand() *cobra.Command {
-	var name, file, binary string
+func newImageBusyboxCommand(open opener) *cobra.Command {
+	target := imageTarget{member: member{place: place{open: open}}}
+	var name, binary string
 	cmd := &cobra.Command{
 		Use:   "busybox",
 		Short: "Make an image of this host's BusyBox",
@@ -21,10 +22,10 @@ and accounts for root and nobody. It runs a shell.`,
 		Args:    noArgs,
 	}
 	cmd.Flags().StringVar(&name, "name", "busybox", "the image's `name`")
-	cmd.Flags().StringVarP(&file, "output", "o", "", "the archive's `file` (required)")
+	target.flags(cmd)
 	cmd.Flags().StringVar(&binary, "busybox", "", "the BusyBox `program` (default: the one on the PATH)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if err := required(cmd, "output"); err != nil {
+		if err := target.check(name); err != nil {
 			return err
 		}
 		if binary == "" {
@@ -38,7 +39,7 @@ and accounts for root and nobody. It runs a shell.`,
 		if err != nil {
 			return fmt.Errorf("make an image of BusyBox: %w", err)
 		}
-		return writeImageFile(cmd, file, name, image.Spec{Files: files, Cmd: []string{"sh"}})
+		return target.put(cmd, name, image.Spec{Files: files, Cmd: []string{"sh"}})
 	}
 	return cmd
 }

@@ -75,3 +75,11 @@ func writeTable(w io.Writer, rows ...[]string) error {
 
 // mebibytes writes a size for people.
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+// list makes an encoded list that is empty an empty list, not null.
+func list[T any](items []T) []T {
+	if items == nil {
+		return []T{}
+	}
+	return items
+}

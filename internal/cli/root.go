@@ -27,14 +27,19 @@ import (
 
 // commands lists the commands below "bulkhead", in the order of the help. A new one is a file of its own with a constructor,
 // and a line here.
-func commands() []func() *cobra.Command {
-	return []func() *cobra.Command{
-		newDoctorCommand,
-		newGuestCommand,
-		newImageCommand,
-		newDemoCommand,
-		newConfigCommand,
-		newVersionCommand,
+func commands(open opener) []*cobra.Command {
+	return []*cobra.Command{
+		newClusterCommand(open),
+		newNodepoolCommand(open),
+		newNodeCommand(open),
+		newFeatureCommand(),
+		newImageCommand(open),
+		newDoctorCommand(),
+		newGuestCommand(),
+		newDemoCommand(),
+		newConfigCommand(),
+		newVersionCommand(),
+		newSuperviseCommand(),
 	}
 }
 
@@ -45,8 +50,10 @@ const (
 	exitUsage  = 2
 )
 
-// errNotReady makes Main end with exitFailed and says nothing: the report was already written.
-var errNotReady = errors.New("not ready")
+// statusError makes Main end with a status and say nothing: what there is to say was already written.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // usageError is an error in the command line.
 type usageError struct{ error }
@@ -55,7 +62,11 @@ func (e usageError) Unwrap() error { return e.error }
 
 // Main runs the command line args (without the program's name) and gives the exit status.
 func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	root := newRootCommand()
+	return run(ctx, openManager, args, stdin, stdout, stderr)
+}
+
+func run(ctx context.Context, open opener, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand(open)
 	root.SetArgs(args)
 	root.SetIn(stdin)
 	root.SetOut(stdout)
@@ -64,8 +75,8 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	if err == nil {
 		return exitDone
 	}
-	if errors.Is(err, errNotReady) {
-		return exitFailed
+	if status := statusError(0); errors.As(err, &status) {
+		return int(status)
 	}
 	fmt.Fprintf(stderr, "bulkhead: %v\n", err)
 	if usage := (usageError{}); errors.As(err, &usage) {
@@ -75,19 +86,24 @@ func Main(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io
 	return exitFailed
 }
 
-func newRootCommand() *cobra.Command {
+func newRootCommand(open opener) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "bulkhead",
 		Short: "Pods in virtual machines of their own",
 		Long: `Bulkhead runs a pod in a lightweight virtual machine with its own kernel. The image, the manifest and kubectl stay
 what they are: containerd starts the runtime io.containerd.bulkhead.v2 for pods that ask for it.
 
-This command prepares a host for that, and makes what it needs.`,
+This command runs Kubernetes clusters on this machine in which ordinary and sandboxed pods live side by side, and prepares a host
+that has a Kubernetes already.`,
 		Example: `  # What does this host have, and what does it lack?
   bulkhead doctor
 
   # Make the kernel and initramfs that the virtual machines boot.
-  bulkhead guest build`,
+  bulkhead guest build
+
+  # A cluster whose pods may ask for a virtual machine, and its credentials for kubectl.
+  sudo bulkhead cluster create demo --workload-runtime vm-isolation
+  sudo bulkhead cluster get-credentials demo`,
 		Args:          noArgs,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors: true,
@@ -96,9 +112,7 @@ This command prepares a host for that, and makes what it needs.`,
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.PersistentFlags().String("config", "", "the runtime's configuration `file` (default $"+config.PathVariable+" or "+config.DefaultPath+")")
-	for _, construct := range commands() {
-		root.AddCommand(construct())
-	}
+	root.AddCommand(commands(open)...)
 	return root
 }
 
