@@ -88,7 +88,7 @@ func (n Network) node(i int) member { return member{n.NodeNetNS(i), n.nodeVeth(i
 func (n Network) memberSteps(m member) []step {
 	return []step{
 		{"make network namespace " + m.netns, func() error { return makeNetNS(m.netns) }},
-		{"set its sysctls", func() error { return In(m.netns, func() error { return n.configure() }) }},
+		{"set its sysctls", func() error { return In(m.netns, n.configure) }},
 		{"make veth " + m.veth, func() error { return n.makeVeth(m) }},
 		{"join veth " + m.veth + " to the bridge", func() error { return n.joinVeth(m) }},
 		{"give its end in the namespace addresses", func() error { return In(m.netns, func() error { return n.addressMember(m) }) }},
