@@ -86,7 +86,7 @@ func (n *Node) Prepare() error {
 	if _, err := cgroup.Create(n.options.Member.Cgroup); err != nil {
 		return fmt.Errorf("make the cgroup of the node's pods: %w", err)
 	}
-	return nil
+	return hostKernel().borrow(n.dir)
 }
 
 // Halt ends all containers, VMs and containerd at once, and removes what a reboot would remove. Images, the kubelet's
@@ -108,7 +108,8 @@ func (n *Node) halt(ctx context.Context) error {
 	if busy != nil {
 		return busy // something still uses the files, and the next try needs them
 	}
-	return errors.Join(os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets))
+	return errors.Join(
+		os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir))
 }
 
 // pods is the cgroup of all pods.
