@@ -14,9 +14,12 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-// Write replaces the file's content and gives it the mode, whatever the process's umask. The file's directory must exist.
+// Write replaces the file's content and gives it the mode, whatever the process's umask. The file's directory must exist. A file
+// that is there keeps its owner: root may write a user's file.
 func Write(path string, data []byte, mode fs.FileMode) error {
 	if err := write(path, data, mode); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -31,7 +34,7 @@ func write(path string, data []byte, mode fs.FileMode) error {
 	if err != nil {
 		return err
 	}
-	if err := fill(f, data, mode); err != nil {
+	if err := fill(f, path, data, mode); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
@@ -40,8 +43,11 @@ func write(path string, data []byte, mode fs.FileMode) error {
 	return SyncDir(dir)
 }
 
-func fill(f *os.File, data []byte, mode fs.FileMode) error {
+func fill(f *os.File, path string, data []byte, mode fs.FileMode) error {
 	_, err := f.Write(data)
+	if err == nil {
+		err = keepOwner(f, path)
+	}
 	if err == nil {
 		err = f.Chmod(mode)
 	}
@@ -49,6 +55,23 @@ func fill(f *os.File, data []byte, mode fs.FileMode) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+// keepOwner gives the new file the owner of the one that it replaces.
+func keepOwner(f *os.File, path string) error {
+	var old, fresh unix.Stat_t
+	if err := unix.Stat(path, &old); errors.Is(err, unix.ENOENT) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("look at %s: %w", path, err)
+	}
+	if err := unix.Fstat(int(f.Fd()), &fresh); err != nil {
+		return fmt.Errorf("look at %s: %w", f.Name(), err)
+	}
+	if old.Uid == fresh.Uid && old.Gid == fresh.Gid {
+		return nil
+	}
+	return f.Chown(int(old.Uid), int(old.Gid))
 }
 
 // removeLeftovers is for tidiness only: what it can't remove does no harm.
