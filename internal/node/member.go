@@ -19,7 +19,8 @@ import (
 // and is started and watched by somebody else, see [Node.Process].
 type Member struct {
 	// Cgroup is the kubelet's cgroupRoot, a path relative to the root of every hierarchy. All pods are below it, in the group
-	// that the kubelet makes there; Stop removes it with all else that is in it.
+	// that the kubelet makes there; Stop removes it with all else that is in it. If it is empty, Halt and Stop leave cgroups
+	// alone.
 	Cgroup string
 	// PodCIDRs are the networks of the node's pods, one per address family.
 	PodCIDRs []netip.Prefix
@@ -48,11 +49,32 @@ const (
 	HandlerKataMSHV = "kata-mshv-vm-isolation"
 )
 
+// Containerd is the name of containerd among a node's supervised processes.
+const Containerd = "containerd"
+
+// Cgroup is the kubelet's cgroupRoot; empty: the node is none of a cluster.
+func (n *Node) Cgroup() string {
+	if n.options.Member == nil {
+		return ""
+	}
+	return n.options.Member.Cgroup
+}
+
+// KubeletDir is the root directory for a kubelet. Its sockets are in it, so it is a link to DIR/kubelet where that would be too
+// long for them.
+func (n *Node) KubeletDir() string {
+	dir := n.path("kubelet")
+	if len(dir)+len("/device-plugins/kubelet.sock") > maxSocketPath {
+		return filepath.Join(n.sockets, "kubelet")
+	}
+	return dir
+}
+
 // Process is containerd as a supervisor runs it, in the node's network namespace. Its shims, which outlive it, have its
 // environment: what ends them is Halt and Stop.
 func (n *Node) Process() supervise.Process {
 	return supervise.Process{
-		Name: "containerd", Args: n.args(), Env: n.env(), Log: n.Log(), Ready: &supervise.Probe{URL: "unix://" + n.Socket()},
+		Name: Containerd, Args: n.args(), Env: n.env(), Log: n.Log(), Ready: &supervise.Probe{URL: "unix://" + n.Socket()},
 	}
 }
 
@@ -83,10 +105,24 @@ func (n *Node) Prepare() error {
 	if err := n.prepare(); err != nil {
 		return err
 	}
+	if err := n.prepareKubelet(); err != nil {
+		return fmt.Errorf("make the kubelet's directory: %w", err)
+	}
 	if _, err := cgroup.Create(n.options.Member.Cgroup); err != nil {
 		return fmt.Errorf("make the cgroup of the node's pods: %w", err)
 	}
 	return hostKernel().borrow(n.dir)
+}
+
+func (n *Node) prepareKubelet() error {
+	dir, link := n.path("kubelet"), n.KubeletDir()
+	if err := os.MkdirAll(dir, 0o711); err != nil || dir == link {
+		return err
+	}
+	if target, err := os.Readlink(link); err == nil && target == dir {
+		return nil
+	}
+	return os.Symlink(dir, link)
 }
 
 // Halt ends all containers, VMs and containerd at once, and removes what a reboot would remove. Images, the kubelet's
@@ -104,7 +140,7 @@ func (n *Node) Halt(ctx context.Context) error {
 
 func (n *Node) halt(ctx context.Context) error {
 	// VMMs die with their shims. Containers live on without theirs, but in their pods' cgroups.
-	busy := errors.Join(n.killProcesses(ctx), cgroup.RemoveTree(n.pods()), n.deleteOrphans(ctx), n.unmountAll())
+	busy := errors.Join(n.killProcesses(ctx), n.removeCgroup(n.pods()), n.deleteOrphans(ctx), n.unmountAll())
 	if busy != nil {
 		return busy // something still uses the files, and the next try needs them
 	}
@@ -115,6 +151,14 @@ func (n *Node) halt(ctx context.Context) error {
 // pods is the cgroup of all pods.
 func (n *Node) pods() string { return n.options.Member.Cgroup + "/kubepods" }
 
+// removeCgroup ends what is in one of the node's cgroups. Of a node of which little is known, it isn't known.
+func (n *Node) removeCgroup(path string) error {
+	if n.options.Member.Cgroup == "" {
+		return nil
+	}
+	return cgroup.RemoveTree(path)
+}
+
 // stopMember is Stop for a node of a cluster. Nothing is drained through containerd, one container after the other: all that
 // its containers have on the host is below the node's directories, in its cgroup, or in network namespaces that go with
 // their mounts.
@@ -123,7 +167,7 @@ func (n *Node) stopMember(ctx context.Context) error {
 	if err := n.halt(ctx); err != nil {
 		return err
 	}
-	errs := []error{cgroup.RemoveTree(n.options.Member.Cgroup), n.removeFIFOs(tasks), n.removeLogLinks(), n.removeNetworkResults()}
+	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeFIFOs(tasks), n.removeLogLinks(), n.removeNetworkResults()}
 	removeCgroups(namespaces)
 	removeShared()
 	return errors.Join(append(errs, os.RemoveAll(n.dir))...)

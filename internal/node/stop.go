@@ -224,7 +224,7 @@ func (n *Node) deleteOrphans(ctx context.Context) error {
 
 // inCgroup says whether a runc container, by the directory of its state, is one of the node's pods by its cgroups.
 func (n *Node) inCgroup(state string) bool {
-	if n.options.Member == nil {
+	if n.options.Member == nil || n.options.Member.Cgroup == "" {
 		return false
 	}
 	data, err := os.ReadFile(filepath.Join(state, "state.json"))
