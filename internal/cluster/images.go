@@ -21,13 +21,9 @@ type Image struct {
 }
 
 // eachNode does something with the containerd of each running node.
-func (c *cluster) eachNode(ctx context.Context, do func(name string, n *node.Node) error) error {
+func (c *cluster) eachNode(do func(name string, n *node.Node) error) error {
 	for _, name := range c.running() {
-		options, err := c.nodeOptions(ctx, name)
-		if err != nil {
-			return err
-		}
-		n, err := node.At(options)
+		n, err := c.containerd(name)
 		if err != nil {
 			return err
 		}
@@ -52,7 +48,7 @@ func (m *Manager) LoadImages(ctx context.Context, name string, files []string) e
 		return err
 	}
 	defer c.unlock()
-	return c.eachNode(ctx, func(nodeName string, n *node.Node) error {
+	return c.eachNode(func(nodeName string, n *node.Node) error {
 		for _, file := range files {
 			abs, err := filepath.Abs(file)
 			if err != nil {
@@ -75,7 +71,7 @@ func (m *Manager) Images(ctx context.Context, name string) ([]Image, error) {
 	}
 	defer c.unlock()
 	all := map[string]*Image{}
-	err = c.eachNode(ctx, func(nodeName string, n *node.Node) error {
+	err = c.eachNode(func(nodeName string, n *node.Node) error {
 		images, err := n.Images(ctx)
 		if err != nil {
 			return fmt.Errorf("list the images of node %s: %w", nodeName, err)

@@ -102,6 +102,8 @@ type cluster struct {
 	m      *Manager
 	spec   spec.Cluster
 	unlock func()
+	// isolation is what runs the VMs of pods here, found by findIsolation; empty if no pool has VMs.
+	isolation string
 }
 
 func (c *cluster) net() fabric.Network { return c.network(c.spec) }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -23,25 +22,24 @@ import (
 // nodeCgroup is the control group of a node: its processes and all its pods.
 func (c *cluster) nodeCgroup(index int) string { return fmt.Sprintf("%s/n%d", c.cgroup(), index) }
 
-// nodeOptions describe a node's containerd. Without a record of the node they are enough to remove it.
-func (c *cluster) nodeOptions(ctx context.Context, name string) (node.Options, error) {
+// containerd is the containerd of a node. Without a record of the node it is enough to remove it.
+func (c *cluster) containerd(name string) (*node.Node, error) {
 	o := node.Options{Dir: c.node(name), Bin: c.m.o.BinDir, Member: &node.Member{}}
-	n := c.spec.Node(name)
-	if n == nil {
-		return o, nil
+	if n := c.spec.Node(name); n != nil {
+		o.Member.Cgroup = c.nodeCgroup(n.Index)
+		o.Member.PodCIDRs = c.net().PodCIDRs(n.Index)
+		o.Member.Mirrors = c.spec.Config.Registry.Mirrors
+		o.Member.Registry = component.RegistryURL(c.net())
+		if pool := c.spec.Pool(n.Pool); pool != nil && pool.Runtime == spec.VMIsolation {
+			o.Member.VM, o.Member.Profile, o.Guest = true, c.spec.Config.VM.Profile, c.m.o.GuestDir
+			// The probe has been made: a node's own would cost its first pod seconds.
+			o.Acceleration = c.isolation
+		}
 	}
-	o.Member.Cgroup = c.nodeCgroup(n.Index) + "/pods"
-	o.Member.PodCIDRs = c.net().PodCIDRs(n.Index)
-	o.Member.Mirrors = c.spec.Config.Registry.Mirrors
-	o.Member.Registry = component.RegistryURL(c.net())
-	if pool := c.spec.Pool(n.Pool); pool == nil || pool.Runtime != spec.VMIsolation {
-		return o, nil
-	}
-	o.Member.VM, o.Member.Profile, o.Guest = true, c.spec.Config.VM.Profile, c.m.o.GuestDir
-	return o, nil
+	return node.At(o)
 }
 
-// startNode starts what isn't running of a node, and returns when its containerd has the images that every pod needs. Whether
+// startNode starts what isn't running of a node, and returns when its containerd has the image that every pod needs. Whether
 // it is ready is asked of the API server.
 func (c *cluster) startNode(ctx context.Context, name string) error {
 	c.m.o.Progress("node %s: starting", name)
@@ -52,28 +50,35 @@ func (c *cluster) startNode(ctx context.Context, name string) error {
 }
 
 func (c *cluster) launchNode(ctx context.Context, name string) error {
-	own, options, err := c.describeNode(ctx, name)
+	own := c.spec.Node(name)
+	containerd, err := c.containerd(name)
 	if err != nil {
 		return err
 	}
-	n, err := node.At(options)
+	if err := containerd.Prepare(); err != nil {
+		return err
+	}
+	processes, files, err := component.NodeProcesses(component.NodeOptions{
+		Dir: c.dir, Bin: c.m.o.BinDir, Network: c.net(), Config: c.spec.Config, Node: *own, Pool: *c.spec.Pool(own.Pool),
+		Containerd: containerd, Isolation: c.isolation, Resolvers: hostResolvers(),
+	})
 	if err != nil {
 		return err
 	}
-	if err := n.Prepare(); err != nil {
-		return err
-	}
-	component, err := component.Node(own)
-	if err != nil {
-		return err
-	}
-	if err := writeFiles(component.Files); err != nil {
+	if err := writeFiles(files); err != nil {
 		return fmt.Errorf("write its configuration: %w", err)
 	}
-	return supervise.Start(ctx, c.self(), c.supervisor(name), supervise.Spec{
-		Name: name, NetNS: c.net().NodeNetNS(own.Node.Index), Cgroup: c.nodeCgroup(own.Node.Index) + "/system",
-		Processes: append([]supervise.Process{n.Process()}, component.Processes...),
-	})
+	if err := supervise.Start(ctx, c.self(), c.supervisor(name), supervise.Spec{
+		Name: name, NetNS: c.net().NodeNetNS(own.Index), Cgroup: c.nodeCgroup(own.Index) + "/system", Processes: processes,
+	}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	if err := supervise.WaitReady(ctx, c.supervisor(name), node.Containerd); err != nil {
+		return err
+	}
+	return containerd.ImportPause(ctx)
 }
 
 // connect makes the networks of nodes, and the routes between all nodes.
@@ -99,11 +104,7 @@ func (c *cluster) stopNode(ctx context.Context, name string) error {
 	if err := supervise.Stop(ctx, c.supervisor(name)); err != nil {
 		return fmt.Errorf("stop node %s: %w", name, err)
 	}
-	options, err := c.nodeOptions(ctx, name)
-	if err != nil {
-		return err
-	}
-	n, err := node.At(options)
+	n, err := c.containerd(name)
 	if err != nil {
 		return err
 	}
@@ -115,11 +116,7 @@ func (c *cluster) stopNode(ctx context.Context, name string) error {
 
 // removeNode removes everything of a node whose supervisor has ended, its data included.
 func (c *cluster) removeNode(ctx context.Context, name string) error {
-	options, err := c.nodeOptions(ctx, name)
-	if err != nil {
-		return err
-	}
-	n, err := node.At(options)
+	n, err := c.containerd(name)
 	if err != nil {
 		return err
 	}
@@ -188,6 +185,9 @@ func (m *Manager) NodeStart(ctx context.Context, name, nodeName string) error {
 
 // bringUp starts nodes and waits for them.
 func (c *cluster) bringUp(ctx context.Context, names []string, began time.Time) error {
+	if err := c.findIsolation(ctx); err != nil {
+		return err
+	}
 	if err := c.issue(); err != nil {
 		return err
 	}

@@ -20,6 +20,7 @@ import (
 	"bulkhead.dev/bulkhead/internal/cluster/pki"
 	"bulkhead.dev/bulkhead/internal/cluster/spec/durable"
 	"bulkhead.dev/bulkhead/internal/cluster/supervise"
+	"bulkhead.dev/bulkhead/internal/vmm"
 )
 
 // readyTimeout is for the control plane, and then for the nodes, on a slow machine.
@@ -29,6 +30,9 @@ const readyTimeout = 5 * time.Minute
 // other arguments.
 func (c *cluster) up(ctx context.Context) error {
 	began := time.Now()
+	if err := c.findIsolation(ctx); err != nil {
+		return err
+	}
 	if err := c.issue(); err != nil {
 		return err
 	}
@@ -124,7 +128,7 @@ func (c *cluster) controlPlaneReady(ctx context.Context) error {
 // applyManifests brings the cluster's own objects up to date. The API server is ready some moments before all that it takes
 // to apply them is there, so a failure is tried again for a while.
 func (c *cluster) applyManifests(ctx context.Context) error {
-	objects, err := c.manifests(ctx)
+	objects, err := c.manifests()
 	if err != nil {
 		return err
 	}
@@ -146,19 +150,28 @@ func (c *cluster) applyManifests(ctx context.Context) error {
 	return fmt.Errorf("apply the cluster's objects: %w", err)
 }
 
+// findIsolation finds out what runs the VMs of pods here.
+func (c *cluster) findIsolation(ctx context.Context) error {
+	if !c.hasVMs() {
+		return nil
+	}
+	acceleration, _, err := c.m.isolation(ctx, c.spec.Config.VM.Acceleration)
+	if err != nil {
+		return fmt.Errorf("find out how VMs are isolated here: %w", err)
+	}
+	c.isolation = string(acceleration)
+	return nil
+}
+
 // manifests renders the cluster's own objects.
-func (c *cluster) manifests(ctx context.Context) ([]byte, error) {
+func (c *cluster) manifests() ([]byte, error) {
 	ca, err := os.ReadFile(pki.Pair(c.dir, pki.CA).Cert)
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster's authority: %w", err)
 	}
-	isolation := "hardware" // of a cluster without nodes that have it, and so no pod of these classes is scheduled
-	if c.hasVMs() {
-		acceleration, _, err := c.m.isolation(ctx, c.spec.Config.VM.Acceleration)
-		if err != nil {
-			return nil, fmt.Errorf("find out how VMs are isolated here: %w", err)
-		}
-		isolation = string(acceleration)
+	isolation := c.isolation
+	if isolation == "" {
+		isolation = string(vmm.Hardware) // no node has it yet, and so no pod of these classes is scheduled
 	}
 	return manifest.Render(manifest.Values{
 		ControlPlane: c.net().ControlPlaneAddrs()[0], ClusterDNS: c.net().ClusterDNS(), MetricsPort: component.MetricsServerPort,

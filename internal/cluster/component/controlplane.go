@@ -59,7 +59,6 @@ func ControlPlane(o ControlPlaneOptions) ([]supervise.Process, map[string][]byte
 		o.config("audit.yaml"):          []byte(auditPolicy),
 		o.config("encryption.yaml"):     o.encryption(),
 		o.config("Corefile"):            o.corefile(),
-		StandIns(o.Dir):                 o.standIns(),
 	}
 	admission, err := admissionConfig(o.Config)
 	if err != nil {
@@ -82,9 +81,15 @@ func (o ControlPlaneOptions) kmsSocket() string { return filepath.Join(o.Sockets
 
 // process is one of bulkhead-kube's programs.
 func (o ControlPlaneOptions) process(name string, args ...string) supervise.Process {
+	p := kubeProcess(o.Bin, name, args...)
+	p.Log = filepath.Join(o.Dir, "logs", name+".log")
+	return p
+}
+
+// kubeProcess is one of bulkhead-kube's programs.
+func kubeProcess(bin, name string, args ...string) supervise.Process {
 	return supervise.Process{
-		Name: name, Args: append([]string{filepath.Join(o.Bin, "bulkhead-kube"), name}, args...),
-		Log: filepath.Join(o.Dir, "logs", name+".log"),
+		Name: name, Args: append([]string{filepath.Join(bin, "bulkhead-kube"), name}, args...),
 		// A small cluster's processes live on little garbage: collecting it sooner costs a few percent of one processor at the
 		// start and saves a quarter of their memory.
 		Env: []string{"GOGC=50"},
@@ -155,7 +160,7 @@ func (o ControlPlaneOptions) controller(name, identity string, args ...string) s
 	kubeconfig := o.kubeconfig(identity)
 	p := o.process(name, append([]string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
-		"--bind-address=127.0.0.1", "--profiling=false",
+		"--bind-address=127.0.0.1", "--tls-cert-file=" + o.cert(identity), "--tls-private-key-file=" + o.key(identity), "--profiling=false",
 		// There is one of each: an election would only delay the start.
 		"--leader-elect=false",
 	}, args...)...)
@@ -239,33 +244,6 @@ func (o ControlPlaneOptions) registry() supervise.Process {
 	p := o.process(Registry, "--listen="+address.String(), "--root="+filepath.Join(o.Dir, "registry"))
 	p.Ready = &supervise.Probe{URL: "tcp://" + address.String()}
 	return p
-}
-
-// StandIns is the path of a cluster's file of pods that aren't pods, which network policies may select nevertheless.
-func StandIns(dir string) string { return filepath.Join(dir, "config", "stand-ins.yaml") }
-
-// standIns lets policies that allow "pods labelled k8s-app=kube-dns in kube-system" mean CoreDNS, as they do in any cluster.
-func (o ControlPlaneOptions) standIns() []byte {
-	var b strings.Builder
-	b.WriteString(`apiVersion: v1
-kind: Pod
-metadata:
-  name: coredns
-  namespace: kube-system
-  labels: {k8s-app: kube-dns}
-spec:
-  containers:
-  - name: coredns
-    ports:
-    - {name: dns, containerPort: 53, protocol: UDP}
-    - {name: dns-tcp, containerPort: 53, protocol: TCP}
-status:
-  podIPs:
-`)
-	for _, a := range o.Network.ControlPlaneAddrs() {
-		fmt.Fprintf(&b, "  - {ip: \"%s\"}\n", a)
-	}
-	return []byte(b.String())
 }
 
 // RegistryURL is where the cluster's own registry answers.

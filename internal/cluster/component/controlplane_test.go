@@ -1,7 +1,6 @@
 package component
 
 import (
-	"bytes"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -143,24 +142,5 @@ func TestResolvers(t *testing.T) {
 	want := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
-	}
-}
-
-// Without its single documents a policy for CoreDNS would select nothing.
-func TestStandIns(t *testing.T) {
-	_, files, o := controlPlane(t, nil)
-	var pod struct {
-		Kind     string
-		Metadata struct {
-			Namespace string
-			Labels    map[string]string
-		}
-		Status struct{ PodIPs []struct{ IP string } }
-	}
-	if err := yaml.Unmarshal(bytes.TrimSpace(files[StandIns(o.Dir)]), &pod); err != nil {
-		t.Fatal(err)
-	}
-	if pod.Kind != "Pod" || pod.Metadata.Namespace != "kube-system" || pod.Metadata.Labels["k8s-app"] != "kube-dns" || len(pod.Status.PodIPs) != 2 || pod.Status.PodIPs[0].IP != "10.88.7.2" {
-		t.Errorf("stand-in: %+v", pod)
 	}
 }
