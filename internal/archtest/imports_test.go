@@ -27,6 +27,7 @@ var leaves = []string{
 var host = []string{
 	"internal/sandbox/...", "internal/shim/...", "internal/netdev", "internal/rootfs/...", "internal/vmm/...", "internal/volume",
 	"internal/cgroup", "internal/config", "internal/guestimage", "internal/image", "internal/node", "internal/doctor", "internal/cli",
+	"internal/cluster/...", "internal/feature",
 }
 
 var rules = []rule{
@@ -37,6 +38,16 @@ var rules = []rule{
 	{
 		of: []string{"internal/sandbox/..."}, not: []string{"internal/shim/...", "internal/cli", "internal/node", "internal/doctor"},
 		reason: "imports flow one way: leaves < sandbox < shim < cmd",
+	},
+	{
+		of:     []string{"internal/cluster/...", "internal/feature"},
+		not:    []string{"internal/cli", "internal/shim/...", "internal/doctor"},
+		reason: "imports flow one way: what a cluster is made of < cluster < cli",
+	},
+	{
+		of: []string{"internal/cluster/...", "internal/feature"}, but: []string{"internal/cluster"},
+		not:    []string{"internal/cluster"},
+		reason: "the parts of a cluster don't know the whole, which package cluster puts together",
 	},
 	{
 		of: []string{"internal/sandbox/..."}, not: []string{"internal/vmm/qemu/..."},
@@ -58,7 +69,7 @@ var rules = []rule{
 		of: []string{"internal/shim/...", "cmd/containerd-shim-bulkhead-v2"},
 		not: []string{
 			"k8s.io/...", "sigs.k8s.io/...", "github.com/spf13/cobra", "github.com/spf13/pflag", "github.com/google/go-containerregistry/...",
-			"internal/cli", "internal/image", "internal/node", "internal/doctor",
+			"internal/cli", "internal/image", "internal/node", "internal/doctor", "internal/cluster/...", "internal/feature",
 		},
 		reason: "there is one shim for each pod: what it links is memory and start time, a pod",
 	},
