@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"time"
 
@@ -35,7 +36,7 @@ func MergeKubeconfig(into string, admin []byte, cluster string) (changed bool, e
 	if len(from.Clusters) != 1 || len(from.Users) != 1 {
 		return false, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("read credentials of cluster %s: they must be of one cluster and one user", cluster))
 	}
-	changed, err = change(into, lockWait, true, func(doc *kubeconfigFile) error {
+	changed, err = change(into, cluster, lockWait, true, func(doc *kubeconfigFile) error {
 		return doc.merge(cluster, from.Clusters[0].Cluster, from.Users[0].User)
 	})
 	if err != nil {
@@ -51,15 +52,15 @@ func RemoveFromKubeconfig(file, cluster, server string) error {
 	if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	_, err := change(file, lockWait, false, func(doc *kubeconfigFile) error { return doc.remove(cluster, server) })
+	_, err := change(file, cluster, lockWait, false, func(doc *kubeconfigFile) error { return doc.remove(cluster, server) })
 	if err != nil {
 		return fmt.Errorf("remove cluster %s from kubeconfig: %w", cluster, err)
 	}
 	return nil
 }
 
-// change edits a kubeconfig under its lock. A private one, and one that is new, gets the mode 0600; another keeps its own.
-func change(file string, wait time.Duration, private bool, edit func(*kubeconfigFile) error) (changed bool, err error) {
+// change edits what a kubeconfig has of a cluster, under the file's lock. A private one, and one that is new, gets the mode 0600; another keeps its own.
+func change(file, cluster string, wait time.Duration, private bool, edit func(*kubeconfigFile) error) (changed bool, err error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return false, err
 	}
@@ -78,7 +79,7 @@ func change(file string, wait time.Duration, private bool, edit func(*kubeconfig
 	}
 	doc, err := parseKubeconfigFile(data)
 	if err != nil {
-		return false, fmt.Errorf("%s is no kubeconfig and is left as it is: %w: %w", file, err, errdefs.ErrInvalidArgument)
+		return false, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s is no kubeconfig and is left as it is: %v", file, err))
 	}
 	before, err := doc.encode()
 	if err != nil {
@@ -90,6 +91,9 @@ func change(file string, wait time.Duration, private bool, edit func(*kubeconfig
 	after, err := doc.encode()
 	if err != nil {
 		return false, err
+	}
+	if err := checkRest(data, after, cluster); err != nil {
+		return false, errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("%s can't be changed without a loss and is left as it is: %v", file, err))
 	}
 	present, mode := fs.FileMode(0), fs.FileMode(0o600)
 	if data != nil {
@@ -106,6 +110,53 @@ func change(file string, wait time.Duration, private bool, edit func(*kubeconfig
 		return false, nil
 	}
 	return true, durable.Write(target, after, mode)
+}
+
+// checkRest makes sure that nothing of others is lost. It could be where the encoder doesn't write what the decoder has read: it
+// has such corners, and what is at stake is the way into somebody's clusters.
+func checkRest(before, after []byte, cluster string) error {
+	was, err := rest(before, cluster)
+	if err != nil {
+		return err
+	}
+	is, err := rest(after, cluster)
+	if err != nil {
+		return err
+	}
+	for key := range is {
+		if !reflect.DeepEqual(was[key], is[key]) {
+			return fmt.Errorf("%q would change", key)
+		}
+	}
+	for key := range was {
+		if _, ok := is[key]; !ok {
+			return fmt.Errorf("%q would be lost", key)
+		}
+	}
+	return nil
+}
+
+// rest returns a kubeconfig without the entries of a cluster and what is set with them.
+func rest(data []byte, cluster string) (map[string]any, error) {
+	var all map[string]any
+	if err := yaml.Unmarshal(data, &all); err != nil {
+		return nil, err
+	}
+	for _, key := range []string{"apiVersion", "kind", "current-context"} {
+		delete(all, key)
+	}
+	for _, key := range []string{"clusters", "users", "contexts"} {
+		items, _ := all[key].([]any)
+		items = slices.DeleteFunc(items, func(item any) bool {
+			entry, _ := item.(map[string]any)
+			context, _ := entry["context"].(map[string]any)
+			return entry["name"] == entryName(cluster) || context["cluster"] == entryName(cluster)
+		})
+		if delete(all, key); len(items) > 0 {
+			all[key] = items
+		}
+	}
+	return all, nil
 }
 
 // lockFile makes FILE.lock, which is how client-go's clientcmd keeps programs from changing a kubeconfig at the same time.

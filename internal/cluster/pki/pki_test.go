@@ -381,8 +381,9 @@ func TestLeafIsRepaired(t *testing.T) {
 
 // An interrupted Ensure leaves the first files of a complete one, in the order in which they are written: the next completes them.
 func TestInterruptedEnsure(t *testing.T) {
-	whole := t.TempDir()
-	order := ensure(t, whole, names(), start)
+	whole, n := t.TempDir(), names()
+	n.Nodes = n.Nodes[:1]
+	order := ensure(t, whole, n, start)
 	for cut := range order {
 		dir := t.TempDir()
 		for _, name := range order[:cut] {
@@ -391,7 +392,7 @@ func TestInterruptedEnsure(t *testing.T) {
 			must(t, err)
 			must(t, os.WriteFile(filepath.Join(dir, name), data, 0o600))
 		}
-		changed := ensure(t, dir, names(), start)
+		changed := ensure(t, dir, n, start)
 		for _, name := range order[:cut] {
 			// A kubeconfig names files of the directory, so that one of the copied ones is made anew.
 			if slices.Contains(changed, name) && !strings.HasSuffix(name, ".conf") {

@@ -249,8 +249,9 @@ func Read(dir string) (Cluster, error) {
 }
 
 func parse(path string, data []byte) (Cluster, error) {
-	damaged := func(err error) (Cluster, error) {
-		return Cluster{}, fmt.Errorf("read cluster: %s is damaged: %w: %w", path, err, errdefs.ErrDataLoss)
+	// The cause is only text: what is wrong with a stored parameter is no fault of a parameter of the command.
+	damaged := func(cause error) (Cluster, error) {
+		return Cluster{}, errdefs.ErrDataLoss.WithMessage(fmt.Sprintf("read cluster: %s is damaged: %v", path, cause))
 	}
 	if len(data) > maxFile {
 		return damaged(fmt.Errorf("it has more than %d bytes", maxFile))
@@ -262,8 +263,8 @@ func parse(path string, data []byte) (Cluster, error) {
 		return damaged(err)
 	}
 	if head.Version > Version {
-		return Cluster{}, fmt.Errorf("read cluster: %s has version %d and this program reads version %d: use the newer bulkhead that wrote it: %w",
-			path, head.Version, Version, errdefs.ErrNotImplemented)
+		return Cluster{}, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf(
+			"read cluster: %s has version %d and this program reads version %d: use the newer bulkhead that wrote it", path, head.Version, Version))
 	}
 	if head.Version < 1 {
 		return damaged(fmt.Errorf("its version is %d", head.Version))

@@ -41,7 +41,7 @@ func load(r io.Reader) (Config, error) {
 	}
 	root, err := parseYAML(string(data))
 	if err != nil {
-		return Config{}, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		return Config{}, errdefs.ErrInvalidArgument.WithMessage(err.Error())
 	}
 	// Which format it is comes first: the keys of another one would be reported as unknown.
 	for _, head := range []struct{ key, want string }{{"apiVersion", APIVersion}, {"kind", Kind}} {
