@@ -11,8 +11,8 @@ func newNodeListCommand(open opener) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the nodes of a cluster, as this machine sees them",
-		Long: `Says of each node whether its processes run and its network is up. What Kubernetes makes of it is in "kubectl get nodes". With -o json
-also the processes.`,
+		Long: `Says of each node whether it runs, was stopped, or failed: it should run and something of it doesn't. What Kubernetes makes of it
+is in "kubectl get nodes". With -o json also its processes.`,
 		Example: `  sudo bulkhead node list --cluster-name demo`,
 		Args:    noArgs,
 	}
