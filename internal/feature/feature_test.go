@@ -80,6 +80,7 @@ func TestFailedCheck(t *testing.T) {
 func TestCancelled(t *testing.T) {
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	for range 2 {
 		err := Open(dir).Register(ctx, EmulatedVMIsolation, func(context.Context) error {
 			cancel()

@@ -46,7 +46,7 @@ func (e *ensurer) authority(name, cluster string) (authority, error) {
 		if key, keyData, err = newKey(); err != nil {
 			return authority{}, err
 		}
-		if err := e.write(files.Key, keyData, 0o600); err != nil {
+		if err := e.keep(files.Key, keyData, 0o600); err != nil {
 			return authority{}, err
 		}
 	}
@@ -75,7 +75,7 @@ func (e *ensurer) newAuthority(files Files, name string, key *ecdsa.PrivateKey) 
 	if err != nil {
 		return authority{}, fmt.Errorf("sign %s: %w", files.Cert, err)
 	}
-	return authority{cert, key}, e.write(files.Cert, pem.EncodeToMemory(&pem.Block{Type: certificateBlock, Bytes: der}), 0o644)
+	return authority{cert, key}, e.keep(files.Cert, pem.EncodeToMemory(&pem.Block{Type: certificateBlock, Bytes: der}), 0o644)
 }
 
 // checkAuthority's errors continue a sentence that begins with the file's name.

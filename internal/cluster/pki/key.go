@@ -80,7 +80,7 @@ func (e *ensurer) serviceAccount() error {
 		if key, data, err = newKey(); err != nil {
 			return err
 		}
-		if err := e.write(private, data, 0o600); err != nil {
+		if err := e.keep(private, data, 0o600); err != nil {
 			return err
 		}
 	} else if key, err = parseKey(data); err != nil {

@@ -182,9 +182,17 @@ func read(path string) ([]byte, error) {
 	return data, nil
 }
 
-// write replaces a file and records that it changed.
-func (e *ensurer) write(path string, data []byte, mode fs.FileMode) error {
+// keep writes what can't be made again, and records that it changed. It is on disk before anything that depends on it is written.
+func (e *ensurer) keep(path string, data []byte, mode fs.FileMode) error {
 	if err := durable.Write(path, data, mode); err != nil {
+		return err
+	}
+	return e.record(path)
+}
+
+// write replaces a file that the next Ensure makes anew if it is damaged, and records that it changed.
+func (e *ensurer) write(path string, data []byte, mode fs.FileMode) error {
+	if err := durable.Replace(path, data, mode); err != nil {
 		return err
 	}
 	return e.record(path)

@@ -34,6 +34,13 @@ func names() Names {
 	}
 }
 
+// withoutNodes is for tests that call Ensure often: each file is synced.
+func withoutNodes() Names {
+	n := names()
+	n.Nodes = nil
+	return n
+}
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -321,7 +328,7 @@ func TestLeavesEndWithTheirAuthority(t *testing.T) {
 
 func TestLeafIsRepaired(t *testing.T) {
 	foreign := t.TempDir()
-	ensure(t, foreign, names(), start)
+	ensure(t, foreign, withoutNodes(), start)
 	copyOver := func(t *testing.T, from, to string) {
 		t.Helper()
 		data, err := os.ReadFile(from)
@@ -360,6 +367,7 @@ func TestLeafIsRepaired(t *testing.T) {
 		{"public key is missing", func(t *testing.T, dir string, _ *Names) { must(t, os.Remove(filepath.Join(dir, "pki/sa.pub"))) }, []string{"pki/sa.pub"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			dir, n := t.TempDir(), names()
 			ensure(t, dir, n, start)
 			tt.spoil(t, dir, &n)
@@ -381,10 +389,12 @@ func TestLeafIsRepaired(t *testing.T) {
 
 // An interrupted Ensure leaves the first files of a complete one, in the order in which they are written: the next completes them.
 func TestInterruptedEnsure(t *testing.T) {
-	whole, n := t.TempDir(), names()
-	n.Nodes = n.Nodes[:1]
+	whole, n := t.TempDir(), withoutNodes()
 	order := ensure(t, whole, n, start)
 	for cut := range order {
+		if cut > 12 && cut%6 != 0 {
+			continue // after the authorities each pair is like the next
+		}
 		dir := t.TempDir()
 		for _, name := range order[:cut] {
 			must(t, os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o700))
@@ -418,7 +428,7 @@ func TestAuthorityWithoutCertificate(t *testing.T) {
 
 func TestUnusableAuthority(t *testing.T) {
 	other := t.TempDir()
-	ensure(t, other, names(), start)
+	ensure(t, other, withoutNodes(), start)
 	for _, tt := range []struct {
 		name  string
 		spoil func(t *testing.T, dir string)
@@ -446,10 +456,10 @@ func TestUnusableAuthority(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			ensure(t, dir, names(), start)
+			ensure(t, dir, withoutNodes(), start)
 			tt.spoil(t, dir)
 			before := content(t, dir)
-			changed, err := Ensure(dir, names(), tt.now)
+			changed, err := Ensure(dir, withoutNodes(), tt.now)
 			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "restore ") {
 				t.Errorf("error: %v, want %q and what to do", err, tt.want)
 			}

@@ -13,7 +13,7 @@ func TestParseRuntime(t *testing.T) {
 	for text, want := range map[string]Runtime{
 		"oci": OCI, "OCI": OCI, "OCIContainer": OCI, "ocicontainer": OCI,
 		"vm-isolation": VMIsolation, "VM-Isolation": VMIsolation, "KataMshvVmIsolation": VMIsolation, "katamshvvmisolation": VMIsolation, "KATAVMISOLATION": VMIsolation,
-		"": "", "kata": "", "oci ": "", "vm_isolation": "",
+		"": "", "kata": "", "vm_isolation": "", "oci\n": "",
 	} {
 		got, err := ParseRuntime(text)
 		if got != want || (err != nil) != (want == "") {

@@ -21,29 +21,41 @@ import (
 // Write replaces the file's content and gives it the mode, whatever the process's umask. The file's directory must exist. A file
 // that is there keeps its owner: root may write a user's file.
 func Write(path string, data []byte, mode fs.FileMode) error {
-	if err := write(path, data, mode); err != nil {
+	err := write(path, data, mode, true)
+	if err == nil {
+		err = SyncDir(filepath.Dir(path))
+	}
+	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
 }
 
-func write(path string, data []byte, mode fs.FileMode) error {
+// Replace is Write without the waits for the disk: nobody sees half a file, but one written shortly before a power cut may be old
+// or damaged. It is for what is checked when it is read, and can be made again.
+func Replace(path string, data []byte, mode fs.FileMode) error {
+	if err := write(path, data, mode, false); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func write(path string, data []byte, mode fs.FileMode, sync bool) error {
 	removeLeftovers(path)
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, filepath.Base(path)+".new-*")
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*")
 	if err != nil {
 		return err
 	}
-	if err := fill(f, path, data, mode); err != nil {
+	if err := fill(f, path, data, mode, sync); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
 	if err := os.Rename(f.Name(), path); err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return SyncDir(dir)
+	return nil
 }
 
-func fill(f *os.File, path string, data []byte, mode fs.FileMode) error {
+func fill(f *os.File, path string, data []byte, mode fs.FileMode, sync bool) error {
 	_, err := f.Write(data)
 	if err == nil {
 		err = keepOwner(f, path)
@@ -51,7 +63,7 @@ func fill(f *os.File, path string, data []byte, mode fs.FileMode) error {
 	if err == nil {
 		err = f.Chmod(mode)
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
