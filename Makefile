@@ -17,7 +17,7 @@ export PATH := $(BIN):$(PATH)
 export BULKHEAD_TEST_BIN   := $(BIN)
 export BULKHEAD_GUEST_DIR  := $(STATE)/guest
 
-# The modules with code of our own; kube/ and tools/ only pin programs of others.
+# The modules with code of our own, kube/ apart; tools/ only pins programs of others.
 MODULES  := . test
 # grpcnotrace leaves a debugging page of gRPC, with its HTML templates, out: 4 MiB of the shim, and of the memory of each pod.
 GOBUILD  := $(GO) build -trimpath -tags grpcnotrace -ldflags "-s -w"
@@ -25,11 +25,16 @@ TESTTIER := $(GO) run ./internal/testtier -bin $(BIN) -guest $(STATE)/guest
 
 CONTAINERD := github.com/containerd/containerd/v2
 CNI        := github.com/containernetworking/plugins/plugins
+# Whatever builds in kube/ has these flags, because Kubernetes is compiled once for each set of them. Leaving out parts of gRPC or
+# Kustomize by tags makes it no smaller: etcd links the same.
+KUBEBUILD  := -trimpath
+# What asks for all packages of kube/ without building: the linter.
+KUBELINT   := GOFLAGS="$$($(GO) env GOFLAGS) $(KUBEBUILD)" $(BIN)/golangci-lint run
 
-# package:program that shows it is there. The runtime itself needs qemu-system-x86 and e2fsprogs; the guest image dpkg; the demo
-# runc and busybox-static; only tests need erofs-utils and iproute2, and only `make generate` protobuf-compiler.
+# package:program that shows it is there. The runtime itself needs qemu-system-x86 and e2fsprogs; the guest image dpkg; a cluster
+# nftables; the demo runc and busybox-static; only tests need erofs-utils and iproute2, and only `make generate` protobuf-compiler.
 PACKAGES := qemu-system-x86:qemu-system-x86_64 e2fsprogs:mkfs.ext4 dpkg:dpkg-deb runc:runc busybox-static:busybox \
-	erofs-utils:mkfs.erofs iproute2:ip protobuf-compiler:protoc
+	erofs-utils:mkfs.erofs iproute2:ip nftables:nft protobuf-compiler:protoc
 
 ## help: list the targets
 .PHONY: help
@@ -62,8 +67,8 @@ packages:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
 ## bin: build all programs into bin/
-.PHONY: bin bin-bulkhead bin-containerd
-bin: bin-bulkhead bin-containerd
+.PHONY: bin bin-bulkhead bin-containerd bin-kube
+bin: bin-bulkhead bin-containerd bin-kube
 
 bin-bulkhead:
 	$(GOBUILD) -o $(BIN)/ ./cmd/bulkhead ./cmd/containerd-shim-bulkhead-v2 ./cmd/bulkhead-guest
@@ -75,7 +80,22 @@ bin-containerd:
 	$(GO) build -trimpath -tags no_btrfs -ldflags "-s -w -X $(CONTAINERD)/version.Version=$$version" -o $(BIN)/ \
 		$(CONTAINERD)/cmd/containerd $(CONTAINERD)/cmd/ctr $(CONTAINERD)/cmd/containerd-shim-runc-v2; \
 	mkdir -p $(BIN)/cni; \
-	$(GOBUILD) -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local
+	$(GOBUILD) -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/main/ptp $(CNI)/meta/portmap $(CNI)/ipam/host-local
+
+# All of Kubernetes in one program. It reports the version that kube/go.mod pins, and as its date the version's own, so that a
+# commit always gives the same binary. The loop turns go's list of packages into a line for every hundred.
+bin-kube:
+	@cd kube; read -r version date < <($(GO) list -m -f '{{.Version}} {{.Time.Format "2006-01-02T15:04:05Z07:00"}}' k8s.io/kubernetes); \
+	minor=$${version#v*.}; minor=$${minor%%.*}; major=$${version%%.*}; flags="-s -w"; \
+	for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do \
+		flags="$$flags -X $$package.gitVersion=$$version -X $$package.gitMajor=$${major#v} -X $$package.gitMinor=$$minor"; \
+		flags="$$flags -X $$package.gitCommit= -X $$package.gitTreeState=clean -X $$package.buildDate=$$date"; done; \
+	echo "Kubernetes $$version, etcd, CoreDNS, metrics-server (the first build takes six minutes on two cores)"; \
+	total=$$($(GO) list -deps ./cmd/bulkhead-kube | wc -l); \
+	$(GO) build -v $(KUBEBUILD) -ldflags "$$flags" -o $(BIN)/ ./cmd/bulkhead-kube 2>&1 | { n=0; while IFS= read -r line; do \
+		case $$line in "go: downloading "*) ;; *[!A-Za-z0-9/._~+-]*) echo "$$line";; \
+		*) n=$$((n + 1)); [ $$((n % 100)) != 0 ] || echo "  compiled $$n packages of at most $$total";; esac; done; }; \
+	ln -sf bulkhead-kube $(BIN)/kubectl
 
 ## guest: build the guest's kernel and initramfs into $(STATE)/guest, if the agent or the builder changed
 .PHONY: guest
@@ -93,12 +113,12 @@ test: packages bin guest
 
 ## unit: run the tests that need no root
 .PHONY: unit
-unit:
+unit: bin-kube
 	@$(TESTTIER) unit
 
 ## root: run the tests that need root: mounts, taps, cgroups, processes
 .PHONY: root
-root: packages bin-containerd
+root: packages bin-containerd bin-kube
 	@$(TESTTIER) root
 
 ## vm: run the tests that boot VMs under a real containerd
@@ -121,16 +141,24 @@ fuzz:
 bench: packages bin guest
 	cd test && $(GO) run ./bench
 
-## vet: go vet of every module with the tests of all tiers, for amd64 and arm64
+## vet: go vet of every module with the tests of all tiers, for amd64 and, Kubernetes apart, arm64
 .PHONY: vet
 vet:
 	@for arch in amd64 arm64; do for module in $(MODULES); do \
 		echo "vet $$module $$arch"; (cd $$module; GOARCH=$$arch $(GO) vet -tags root,vm,e2e ./...); done; done
+	@cd kube; echo "vet kube amd64"; GOARCH=amd64 $(GO) vet $(KUBEBUILD) -tags root,vm,e2e ./...
+	@cd kube; echo "vet kube/internal arm64"; GOARCH=arm64 $(GO) vet $(KUBEBUILD) -tags root,vm,e2e ./internal/...
+
+## vet-arm64: go vet of what vet leaves out: Kubernetes is compiled for arm64 for it
+.PHONY: vet-arm64
+vet-arm64:
+	@cd kube; echo "vet kube arm64 (compiles Kubernetes: six minutes)"; GOARCH=arm64 $(GO) vet $(KUBEBUILD) -tags root,vm,e2e ./...
 
 ## lint: golangci-lint, built from tools/
 .PHONY: lint
 lint: $(BIN)/golangci-lint
 	@for module in $(MODULES); do echo "lint $$module"; (cd $$module; $(BIN)/golangci-lint run ./...); done
+	@cd kube; echo "lint kube"; $(KUBELINT) ./...
 
 $(BIN)/golangci-lint: tools/go.mod tools/go.sum
 	@echo "building golangci-lint (takes minutes, once)"; mkdir -p $(BIN)

@@ -31,7 +31,7 @@ func main() {
 
 // run returns the exit code: 0 if all passed, 1 if a test or tier failed, 2 for wrong usage.
 func run(args []string, stdout, stderr io.Writer) int {
-	env := environment{Modules: []string{".", "test"}, Stderr: stderr}
+	env := environment{Modules: []string{".", "kube", "test"}, Stderr: stderr}
 	fuzzInputs := 20000
 	flags := flag.NewFlagSet("testtier", flag.ContinueOnError)
 	flags.SetOutput(stderr)

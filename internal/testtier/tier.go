@@ -305,8 +305,9 @@ func addedBy(file *ast.File, tag string) bool {
 func isTier(tag string) bool { return tag == "root" || tag == "vm" || tag == "e2e" }
 
 // goTest runs go test and feeds the report. Failed tests are in the report; an error means that go test could not be run.
+// It builds with -trimpath because the programs are built so: otherwise all of Kubernetes would be compiled once more.
 func goTest(env environment, module string, r *report, flags []string, packages ...string) error {
-	cmd := exec.Command("go", slices.Concat([]string{"test", "-json"}, flags, packages)...)
+	cmd := exec.Command("go", slices.Concat([]string{"test", "-json", "-trimpath"}, flags, packages)...)
 	cmd.Dir, cmd.Stderr = module, env.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
