@@ -1,0 +1,184 @@
+package netpol
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"sigs.k8s.io/knftables"
+)
+
+const (
+	// debounce is how long a change waits for others that come with it.
+	debounce = 50 * time.Millisecond
+	// minInterval is the least time from one sync to the next.
+	minInterval = 100 * time.Millisecond
+	// minRetry and maxRetry bound the wait after a sync that went wrong; it doubles.
+	minRetry = time.Second
+	maxRetry = 30 * time.Second
+	// spareObjects is how many sets and chains may be out of use in any table, however small.
+	spareObjects = 100
+	// checkInterval is how often the engine looks whether its table is still there.
+	checkInterval = 30 * time.Second
+)
+
+// Options say what an [Engine] works on. All but StandIns are needed.
+type Options struct {
+	// Node is the name of the node whose network namespace the engine runs in.
+	Node   string
+	Client kubernetes.Interface
+	// NFT works on the table inet [Table].
+	NFT knftables.Interface
+	Log *slog.Logger
+	// StandIns are pods that the API doesn't know.
+	StandIns []*corev1.Pod
+}
+
+// Engine keeps a node's table as the API's objects want it.
+type Engine struct {
+	o       Options
+	watched *watched
+	kick    chan struct{}
+
+	// What follows belongs to the goroutine of Run.
+	applied  *table   // what the kernel has; nil if that isn't known
+	problems []string // those that have been logged
+}
+
+// New makes an engine that [Engine.Run] starts.
+func New(o Options) (*Engine, error) {
+	e := &Engine{o: o, kick: make(chan struct{}, 1)}
+	w, err := watch(o.Client, e.changed)
+	if err != nil {
+		return nil, err
+	}
+	e.watched = w
+	return e, nil
+}
+
+func (e *Engine) changed() {
+	select {
+	case e.kick <- struct{}{}:
+	default: // a change is waiting already
+	}
+}
+
+// Run works until ctx ends, and leaves the table in place. It touches the table for the first time when the informers
+// have listed everything. A sync that goes wrong is logged and tried again.
+func (e *Engine) Run(ctx context.Context) error {
+	if !e.watched.start(ctx) {
+		return ctx.Err()
+	}
+	check := time.NewTicker(checkInterval)
+	defer check.Stop()
+	due := time.After(0)
+	retry := minRetry
+	var last time.Time
+	waiting := true // for due
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-check.C:
+			e.check(ctx)
+		case <-e.kick:
+			if !waiting {
+				due, waiting = time.After(max(debounce, minInterval-time.Since(last))), true
+			}
+		case <-due:
+			waiting = false
+			last = time.Now()
+			if err := e.sync(ctx); err != nil && ctx.Err() == nil {
+				e.o.Log.Error("sync went wrong", "error", err, "retry", retry)
+				due, waiting = time.After(retry), true
+				retry = min(2*retry, maxRetry)
+			} else {
+				retry = minRetry
+			}
+		}
+	}
+}
+
+// sync makes the table what it should be.
+func (e *Engine) sync(ctx context.Context) error {
+	begin := time.Now()
+	state, err := e.watched.state(e.o.Node, e.o.StandIns)
+	if err != nil {
+		return err
+	}
+	rules := Compile(state)
+	e.logProblems(rules.Problems)
+	operations, err := e.apply(ctx, rules.table())
+	if err != nil {
+		return fmt.Errorf("writing the nftables table %s: %w", Table, err)
+	}
+	level, message := slog.LevelDebug, "policies in place already"
+	if operations > 0 {
+		level, message = slog.LevelInfo, "policies applied"
+	}
+	c := rules.Counts
+	e.o.Log.Log(ctx, level, message, "policies", c.Policies, "pods", c.Pods, "local", c.LocalPods, "isolated", c.Isolated,
+		"starting", rules.Pending != (Directions{}), "operations", operations, "took", time.Since(begin).Round(time.Millisecond))
+	return nil
+}
+
+// apply makes the kernel's table what is wanted, in one transaction, and returns how many operations that took: none, if it was so
+// already. If the kernel's table isn't known, or more of it is out of use than in use, all of it is replaced.
+func (e *Engine) apply(ctx context.Context, wanted *table) (int, error) {
+	if old := e.applied; old != nil {
+		tx := e.o.NFT.NewTransaction()
+		after := wanted.update(tx, old)
+		if tx.NumOperations() == 0 {
+			return 0, nil
+		}
+		if after.objects() <= 2*wanted.objects()+spareObjects {
+			e.applied = nil // for as long as it isn't known how the transaction ends
+			err := e.o.NFT.Run(ctx, tx)
+			if err == nil {
+				e.applied = after
+				return tx.NumOperations(), nil
+			}
+			e.o.Log.Warn("the nftables table could not be changed and will be replaced", "error", err)
+		}
+	}
+	e.applied = nil
+	tx := e.o.NFT.NewTransaction()
+	wanted.replace(tx)
+	if err := e.o.NFT.Run(ctx, tx); err != nil {
+		return 0, err
+	}
+	e.applied = wanted
+	return tx.NumOperations(), nil
+}
+
+// logProblems logs those that are new.
+func (e *Engine) logProblems(problems []string) {
+	for _, p := range problems {
+		if !slices.Contains(e.problems, p) {
+			e.o.Log.Warn("part of a policy can't be understood and allows nothing", "problem", p)
+		}
+	}
+	e.problems = problems
+}
+
+// check has the table made again if someone has removed it.
+func (e *Engine) check(ctx context.Context) {
+	if e.applied == nil {
+		return // a sync is due anyway
+	}
+	chains, err := e.o.NFT.List(ctx, "chain")
+	if err == nil && slices.Contains(chains, forwardChain) {
+		return
+	}
+	if err != nil && !knftables.IsNotFound(err) {
+		e.o.Log.Warn("looking at the nftables table", "error", err)
+		return
+	}
+	e.o.Log.Warn("the nftables table is gone and will be made again")
+	e.applied = nil
+	e.changed()
+}
