@@ -1,0 +1,184 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"text/template"
+
+	"bulkhead.dev/bulkhead/test/kit"
+)
+
+const (
+	sharedNamespace   = "shared"
+	evictionNamespace = "eviction"
+	mainContainer     = "main"
+	shellContainer    = "shell"
+)
+
+// The shared pods: two ordinary and two sandboxed, of each kind one on each node. All answer on the ports of "serve" and have
+// a second container that answers the lines of its stdin.
+const (
+	ordinary0, ordinary1   = "ordinary-0", "ordinary-1"
+	sandboxed0, sandboxed1 = "sandboxed-0", "sandboxed-1"
+)
+
+// sharedPods are all of them.
+func sharedPods() []string { return []string{ordinary0, ordinary1, sandboxed0, sandboxed1} }
+
+// runtimeClasses of a cluster. The shared sandboxed pods and the example have one each.
+const (
+	classBulkhead = "bulkhead"
+	classKata     = "kata-vm-isolation"
+	classMSHV     = "kata-mshv-vm-isolation"
+)
+
+// pod is what the tests' pods differ in.
+type pod struct {
+	Name string
+	// Kind is a label: pods of one kind are on different nodes. Class is a RuntimeClass, or empty.
+	Kind, Class string
+}
+
+func fixturePods() []pod {
+	return []pod{
+		{ordinary0, "ordinary", ""}, {ordinary1, "ordinary", ""},
+		{sandboxed0, "sandboxed", classBulkhead}, {sandboxed1, "sandboxed", classKata},
+	}
+}
+
+// fixtureTemplate is applied when the cluster is there; nobody waits for it but the tests that use it.
+const fixtureTemplate = `
+apiVersion: v1
+kind: Namespace
+metadata: {name: {{ .Shared }}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: {{ .Eviction }}}
+{{- range .Pods }}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {{ .Name }}
+  namespace: {{ $.Shared }}
+  labels: {app: shared, kind: {{ .Kind }}, pod: {{ .Name }}}
+spec:
+  terminationGracePeriodSeconds: 1
+  {{- if .Class }}
+  runtimeClassName: {{ .Class }}
+  {{- end }}
+  affinity:
+    podAntiAffinity:
+      requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: kubernetes.io/hostname
+        labelSelector: {matchLabels: {kind: {{ .Kind }}}}
+  containers:
+  - name: ` + mainContainer + `
+    image: {{ $.Image }}
+    command: [testprog, serve, "8080", "8081", "8082", "9000"]
+    ports: [{name: web, containerPort: 8080}]
+    readinessProbe: {tcpSocket: {port: web}}
+    resources: {limits: {cpu: 200m, memory: 128Mi}, requests: {cpu: 50m, memory: 32Mi}}
+  - name: ` + shellContainer + `
+    image: {{ $.Image }}
+    stdin: true
+    command: [sh, -c, "echo began; while read -r line; do echo got $line; done"]
+    resources: {limits: {cpu: 100m, memory: 64Mi}, requests: {cpu: 10m, memory: 16Mi}}
+{{- end }}
+---
+# It writes more than it may: the kubelet looks every now and then.
+apiVersion: v1
+kind: Pod
+metadata: {name: greedy, namespace: {{ .Eviction }}}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers:
+  - name: ` + mainContainer + `
+    image: {{ .Image }}
+    command: [sh, -c, "dd if=/dev/zero of=/var/fill bs=1M count=60 && sleep 3600"]
+    resources: {limits: {ephemeral-storage: 20Mi}}
+    volumeMounts: [{name: scratch, mountPath: /var}]
+  volumes: [{name: scratch, emptyDir: {}}]
+---
+# The same within its limit.
+apiVersion: v1
+kind: Pod
+metadata: {name: modest, namespace: {{ .Eviction }}}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  containers:
+  - name: ` + mainContainer + `
+    image: {{ .Image }}
+    command: [sh, -c, "dd if=/dev/zero of=/var/fill bs=1M count=60 && sleep 3600"]
+    resources: {limits: {ephemeral-storage: 200Mi}}
+    volumeMounts: [{name: scratch, mountPath: /var}]
+  volumes: [{name: scratch, emptyDir: {}}]
+`
+
+func applyFixtures(ctx context.Context) error {
+	manifest, err := render(fixtureTemplate, map[string]any{
+		"Shared": sharedNamespace, "Eviction": evictionNamespace, "Pods": fixturePods(), "Image": kit.BaseImage,
+	})
+	if err != nil {
+		return err
+	}
+	cmd := client{}.command(ctx, "apply", "-f", "-")
+	cmd.Stdin = strings.NewReader(manifest)
+	return run(cmd).failure()
+}
+
+// render fills a manifest's template.
+func render(text string, data any) (string, error) {
+	t, err := template.New("manifest").Option("missingkey=error").Parse(text)
+	if err != nil {
+		return "", fmt.Errorf("parse the template of a manifest: %w", err)
+	}
+	var b bytes.Buffer
+	if err := t.Execute(&b, data); err != nil {
+		return "", fmt.Errorf("fill the template of a manifest: %w", err)
+	}
+	return b.String(), nil
+}
+
+// shared waits for the shared pods and returns kubectl for them.
+func shared(t *testing.T) client {
+	t.Helper()
+	k := client{sharedNamespace}.explained(t)
+	k.ready(t, sharedPods()...)
+	return k
+}
+
+// podTemplate is a pod that only waits.
+const podTemplate = `
+apiVersion: v1
+kind: Pod
+metadata: {name: {{ .Name }}, labels: {app: {{ .Name }}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  {{- if .Class }}
+  runtimeClassName: {{ .Class }}
+  {{- end }}
+  containers:
+  - name: ` + mainContainer + `
+    image: ` + kit.BaseImage + `
+    command: [testprog, serve, "8080"]
+    resources: {limits: {memory: 64Mi}}
+`
+
+// plainPod is the manifest of a pod of podTemplate. A class "" makes an ordinary one.
+func plainPod(t *testing.T, name, class string) string {
+	t.Helper()
+	manifest, err := render(podTemplate, pod{Name: name, Class: class})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return manifest
+}
