@@ -10,6 +10,7 @@ import (
 	"slices"
 	_ "time/tzdata" // time zones of CronJobs, on hosts without a database of them
 
+	"bulkhead.dev/bulkhead/kube/internal/hostdir"
 	"bulkhead.dev/bulkhead/kube/internal/multicall"
 
 	"github.com/spf13/cobra"
@@ -61,6 +62,15 @@ func command(name string, construct func() *cobra.Command) func([]string, io.Wri
 func newScheduler() *cobra.Command { return scheduler.NewSchedulerCommand() }
 
 func newKubelet() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) }
+
+// runKubelet runs a kubelet, with its own directories where it would have the host's if it is told so.
+func runKubelet(args []string, stdout, stderr io.Writer) int {
+	if err := hostdir.Enter(); err != nil {
+		fmt.Fprintf(stderr, "kubelet: %v\n", err)
+		return 1
+	}
+	return command("kubelet", newKubelet)(args, stdout, stderr)
+}
 
 func runEtcd(args []string, _, _ io.Writer) int {
 	become("etcd", args)
