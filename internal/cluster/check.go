@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"bulkhead.dev/bulkhead/internal/cluster/component"
 	"bulkhead.dev/bulkhead/internal/cluster/spec"
 	"bulkhead.dev/bulkhead/internal/config"
 	"bulkhead.dev/bulkhead/internal/feature"
@@ -126,10 +127,10 @@ func (m *Manager) kubernetesVersion(ctx context.Context) string {
 		return ""
 	}
 	var versions struct {
-		Kubernetes string `json:"kubernetes"`
+		Programs map[string]string `json:"programs"`
 	}
 	if err := json.Unmarshal(out, &versions); err != nil {
 		return ""
 	}
-	return versions.Kubernetes
+	return versions.Programs[component.APIServer]
 }

@@ -44,10 +44,10 @@ func (c *cluster) remove(ctx context.Context) error {
 	var errs []error
 	// Kubelets first: they would start containers again. The control plane has nothing to say any more.
 	group := errgroup.Group{}
-	group.Go(func() error { return supervise.Stop(ctx, c.controlPlane()) })
+	group.Go(func() error { return supervise.Kill(ctx, c.controlPlane()) })
 	for _, name := range nodes {
 		group.Go(func() error {
-			if err := supervise.Stop(ctx, c.supervisor(name)); err != nil {
+			if err := supervise.Kill(ctx, c.supervisor(name)); err != nil {
 				return err
 			}
 			return c.removeNode(ctx, name)

@@ -1,0 +1,438 @@
+package supervise
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"bulkhead.dev/bulkhead/internal/cgroup"
+)
+
+const (
+	firstBackoff = 200 * time.Millisecond
+	maxBackoff   = 10 * time.Second
+	// steady is how long a process has to live for its next end to count as the first.
+	steady = 30 * time.Second
+	// rotateEvery is how often the logs of running processes are looked at.
+	rotateEvery = time.Hour
+)
+
+// supervisor is the state of Run.
+type supervisor struct {
+	dir string
+	log *slog.Logger
+	// lock is held as long as the process lives. Closed, even by the garbage collector, it would be released.
+	lock *os.File
+
+	mu     sync.Mutex
+	spec   Spec
+	record record
+	// runners has those that are in the spec, by the name of their process.
+	runners map[string]*runner
+	// changed is closed, and made anew, whenever a process becomes ready.
+	changed chan struct{}
+}
+
+// runner keeps one process running.
+type runner struct {
+	s       *supervisor
+	process Process
+	hash    string
+	adopted *handle
+	// stop is closed to end the process, ended when it has.
+	stop, ended chan struct{}
+}
+
+// Run is the supervisor itself. It returns the exit code when the context ends, or after SIGTERM, once its processes have
+// ended: 0, or 1 if it couldn't begin.
+func Run(ctx context.Context, dir string, log *slog.Logger) int {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	defer signal.Stop(reload)
+	s := &supervisor{dir: dir, log: log, runners: map[string]*runner{}, changed: make(chan struct{})}
+	if err := s.begin(); err != nil {
+		log.Error("can't supervise", "dir", dir, "error", err)
+		return 1
+	}
+	rotation := time.NewTicker(rotateEvery)
+	defer rotation.Stop()
+	for {
+		select {
+		case <-reload:
+			s.reload()
+		case <-rotation.C:
+			s.rotate()
+		case <-ctx.Done():
+			s.end()
+			return 0
+		}
+	}
+}
+
+// begin takes the directory over: what an earlier supervisor left running is adopted or ended.
+func (s *supervisor) begin() error {
+	var err error
+	if s.lock, err = acquire(s.dir); err != nil {
+		return err
+	}
+	spec, hash, err := readSpec(s.dir)
+	if err != nil {
+		return err
+	}
+	if spec.Cgroup != "" {
+		group, err := cgroup.Create(spec.Cgroup)
+		if err == nil {
+			err = group.Enter(os.Getpid())
+		}
+		if err != nil {
+			return fmt.Errorf("enter control group %s: %w", spec.Cgroup, err)
+		}
+	}
+	last, err := readRecord(s.dir)
+	if err != nil {
+		s.log.Warn("the last record can't be read: processes are found by their environment alone", "error", err)
+	}
+	left, err := own(s.dir, last)
+	if err != nil {
+		return err
+	}
+	s.record = record{Version: recordVersion, Boot: bootID(), Supervisor: os.Getpid()}
+	adopted := map[string]*handle{}
+	for _, h := range left {
+		if p, ok := spec.find(h.name); ok && spec.hash(p) == h.hash && adopted[h.name] == nil {
+			adopted[h.name] = &h
+			continue
+		}
+		s.log.Info("ending a process that an earlier supervisor left", "process", h.name, "pid", h.pid)
+		if err := h.end(context.Background(), DefaultStopTimeout); err != nil {
+			s.log.Error("can't end process", "process", h.name, "error", err)
+		}
+		h.close()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.apply(spec, hash, adopted)
+	return nil
+}
+
+// reload takes the new spec, or keeps the old one and says why.
+func (s *supervisor) reload() {
+	spec, hash, err := readSpec(s.dir)
+	if err != nil {
+		s.log.Error("the new spec can't be taken", "error", err)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.record.Refused, s.record.Problem = hash, err.Error()
+		s.save()
+		return
+	}
+	s.mu.Lock()
+	var gone []*runner
+	for name, r := range s.runners {
+		if p, ok := spec.find(name); !ok || spec.hash(p) != r.hash {
+			gone = append(gone, r)
+		}
+	}
+	s.mu.Unlock()
+	s.stopAll(gone)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range gone {
+		delete(s.runners, r.process.Name)
+	}
+	s.log.Info("took the new spec", "stopped", len(gone))
+	s.apply(spec, hash, nil)
+}
+
+// apply starts what the spec has and doesn't run. The caller holds the lock.
+func (s *supervisor) apply(spec Spec, hash string, adopted map[string]*handle) {
+	s.spec = spec
+	old := s.record.Processes
+	s.record.Spec, s.record.Refused, s.record.Problem, s.record.Processes = hash, "", "", nil
+	for _, p := range spec.Processes {
+		entry := recordedProcess{ProcessStatus: ProcessStatus{Name: p.Name, Phase: Waiting, Since: time.Now()}, Log: p.Log}
+		if _, runs := s.runners[p.Name]; runs {
+			if i := slices.IndexFunc(old, func(o recordedProcess) bool { return o.Name == p.Name }); i >= 0 {
+				entry = old[i]
+			}
+		}
+		s.record.Processes = append(s.record.Processes, entry)
+	}
+	s.save()
+	for _, p := range spec.Processes {
+		if r, runs := s.runners[p.Name]; runs {
+			r.process = p
+			continue
+		}
+		r := &runner{s: s, process: p, hash: spec.hash(p), adopted: adopted[p.Name], stop: make(chan struct{}), ended: make(chan struct{})}
+		s.runners[p.Name] = r
+		go r.run(spec.env(p))
+	}
+}
+
+// end stops everything.
+func (s *supervisor) end() {
+	s.log.Info("stopping")
+	s.mu.Lock()
+	var all []*runner
+	for _, r := range s.runners {
+		all = append(all, r)
+	}
+	s.mu.Unlock()
+	s.stopAll(all)
+}
+
+// stopAll stops processes, those that come after others before them.
+func (s *supervisor) stopAll(runners []*runner) {
+	s.mu.Lock()
+	order, err := levels(s.spec.Processes)
+	s.mu.Unlock()
+	if err != nil { // of a spec that was validated
+		s.log.Error("no order to stop in", "error", err)
+	}
+	for _, level := range slices.Backward(order) {
+		var now []*runner
+		for _, r := range runners {
+			if slices.Contains(level, r.process.Name) {
+				close(r.stop)
+				now = append(now, r)
+			}
+		}
+		for _, r := range now {
+			<-r.ended
+		}
+	}
+}
+
+// rotate moves the logs of running processes that have become long.
+func (s *supervisor) rotate() {
+	s.mu.Lock()
+	spec := s.spec
+	s.mu.Unlock()
+	for _, p := range spec.Processes {
+		if err := rotate(p.Log, logSize); err != nil {
+			s.log.Warn("can't rotate log", "process", p.Name, "error", err)
+		}
+	}
+	if err := rotate(filepath.Join(s.dir, logFile), logSize); err != nil {
+		s.log.Warn("can't rotate log", "error", err)
+	}
+}
+
+// save writes the record. The caller holds the lock.
+func (s *supervisor) save() {
+	if err := s.record.write(s.dir); err != nil {
+		s.log.Error("can't write status", "error", err) // a full disk: the processes are more important
+	}
+}
+
+// update changes what is recorded of a process.
+func (s *supervisor) update(name string, change func(*recordedProcess)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.record.Processes {
+		if p := &s.record.Processes[i]; p.Name == name {
+			before := *p
+			change(p)
+			if p.Phase != before.Phase {
+				p.Since = time.Now()
+			}
+			if p.Ready && !before.Ready {
+				close(s.changed)
+				s.changed = make(chan struct{})
+			}
+			if *p != before {
+				s.save()
+			}
+			return
+		}
+	}
+}
+
+// ready says whether all of the named are, and returns what is closed when that may have changed.
+func (s *supervisor) ready(names []string) (bool, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.record.Processes {
+		if slices.Contains(names, p.Name) && !p.Ready {
+			return false, s.changed
+		}
+	}
+	return true, s.changed
+}
+
+// run keeps the process running until it is to stop.
+func (r *runner) run(env []string) {
+	defer close(r.ended)
+	defer r.s.update(r.process.Name, func(p *recordedProcess) { p.Phase, p.PID, p.Ticks, p.Ready = Stopped, 0, 0, false })
+	if !r.awaitOthers() {
+		return
+	}
+	backoff := firstBackoff
+	for {
+		began := time.Now()
+		exit, stopped := r.once(env)
+		if stopped {
+			return
+		}
+		if time.Since(began) > steady {
+			backoff = firstBackoff
+		}
+		r.s.log.Warn("process ended", "process", r.process.Name, "exit", exit, "again-in", backoff)
+		r.s.update(r.process.Name, func(p *recordedProcess) {
+			p.Phase, p.PID, p.Ticks, p.Ready, p.LastExit = Backoff, 0, 0, false, exit
+			p.Restarts++
+		})
+		select {
+		case <-r.stop:
+			return
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// awaitOthers waits for the processes that this one comes after. One that was adopted doesn't wait.
+func (r *runner) awaitOthers() bool {
+	if r.adopted != nil {
+		return true
+	}
+	for {
+		ok, changed := r.s.ready(r.process.After)
+		if ok {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-r.stop:
+			return false
+		}
+	}
+}
+
+// once starts the process, or takes the adopted one, and returns when it has ended, with how, or was stopped.
+func (r *runner) once(env []string) (exit string, stopped bool) {
+	var wait func() string
+	h := r.adopted
+	r.adopted = nil
+	if h != nil {
+		r.s.log.Info("adopted process", "process", r.process.Name, "pid", h.pid)
+		wait = func() string { h.waitForever(); return "no one was there to see how" }
+	} else {
+		cmd, started, err := r.start(env)
+		if err != nil {
+			r.s.update(r.process.Name, func(p *recordedProcess) { p.Unstartable = true })
+			return err.Error(), false
+		}
+		h = started
+		wait = func() string { return describe(cmd.Wait()) }
+	}
+	defer h.close()
+	r.s.update(r.process.Name, func(p *recordedProcess) {
+		p.Phase, p.PID, p.Ticks, p.Unstartable, p.Problem = Running, h.pid, h.ticks, false, ""
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var probing sync.WaitGroup
+	probing.Go(func() { r.probe(ctx) })
+	done := make(chan string, 1)
+	go func() { done <- wait() }()
+	select {
+	case exit = <-done:
+	case <-r.stop:
+		stopped = true
+		if err := h.end(context.Background(), r.process.stopTimeout()); err != nil {
+			r.s.log.Error("can't end process", "process", r.process.Name, "error", err)
+		} else {
+			<-done
+		}
+	}
+	cancel()
+	probing.Wait()
+	return exit, stopped
+}
+
+func (r *runner) start(env []string) (*exec.Cmd, *handle, error) {
+	log, err := openLog(r.process.Log)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer log.Close()
+	cmd := exec.Command(r.process.Args[0], r.process.Args[1:]...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = r.environment(env)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, nil, fmt.Errorf("start: %w", err)
+	}
+	h, err := openHandle(cmd.Process.Pid)
+	if err != nil {
+		// It ended at once, and nobody else waits for it.
+		if waited := cmd.Wait(); errors.Is(err, errdefs.ErrNotFound) {
+			return nil, nil, errors.New(describe(waited))
+		}
+		return nil, nil, err
+	}
+	return cmd, &h, nil
+}
+
+// environment has the marks last: nothing overrides them.
+func (r *runner) environment(env []string) []string {
+	var all []string
+	for _, key := range []string{"PATH", "HOME"} {
+		if value, ok := os.LookupEnv(key); ok {
+			all = append(all, key+"="+value)
+		}
+	}
+	all = append(all, env...)
+	return append(all, ownerMark+"="+r.s.dir, processMark+"="+r.process.Name, hashMark+"="+r.hash)
+}
+
+// probe keeps asking whether the process is ready.
+func (r *runner) probe(ctx context.Context) {
+	for tries := 0; ; tries++ {
+		err := r.process.Ready.check(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		r.s.update(r.process.Name, func(p *recordedProcess) {
+			p.Ready, p.Problem = err == nil, ""
+			if err != nil {
+				p.Problem = err.Error()
+			}
+		})
+		if err == nil && r.process.Ready == nil {
+			return // it is ready as long as it runs
+		}
+		if err == nil {
+			tries = 0
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause(tries, err == nil)):
+		}
+	}
+}
+
+// describe says how a process ended.
+func describe(err error) string {
+	if err == nil {
+		return "exit status 0"
+	}
+	return strings.TrimSpace(err.Error())
+}
