@@ -41,17 +41,19 @@ PACKAGES := qemu-system-x86:qemu-system-x86_64 e2fsprogs:mkfs.ext4 dpkg:dpkg-deb
 help:
 	@sed -n 's/^## \([a-z0-9-]*\): \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r target text; do printf '  %-16s %s\n' "$$target" "$$text"; done
 
-## up: install, build, start a private containerd, run one image with runc and in a VM
+## up: install, build, create the embedded cluster "demo", run one manifest as an ordinary pod and in a VM
 .PHONY: up
 up: packages bin guest
-	@$(BIN)/bulkhead demo up --state-dir $(STATE) --bin-dir $(BIN)
+	@BULKHEAD_STATE_DIR=$(STATE) examples/demo.sh
 
 ## down: end and remove everything that `make up` made (bin/ and Go's caches stay)
 .PHONY: down
 down:
 	@if [ -e $(STATE) ]; then \
 		[ -x $(BIN)/bulkhead ] || $(MAKE) --no-print-directory bin-bulkhead; \
-		$(BIN)/bulkhead demo down --state-dir $(STATE) --bin-dir $(BIN); \
+		for cluster in $(STATE)/clusters/*/; do if [ -d "$$cluster" ]; then \
+			$(BIN)/bulkhead cluster delete --state-dir $(STATE) --bin-dir $(BIN) "$$(basename "$$cluster")"; fi; done; \
+		rm -rf $(STATE); \
 	else echo "nothing to end: there is no $(STATE)"; fi
 
 ## packages: install the Debian packages that are missing, and say which
@@ -106,10 +108,10 @@ guest: bin-bulkhead
 		$(BIN)/bulkhead guest build --agent $(BIN)/bulkhead-guest --dir $(STATE)/guest; \
 		echo "$$inputs" > $$stamp; fi
 
-## test: run all tiers: unit, root, vm
+## test: run all tiers: unit, root, vm, e2e
 .PHONY: test
 test: packages bin guest
-	@$(TESTTIER) unit root vm
+	@$(TESTTIER) unit root vm e2e
 
 ## unit: run the tests that need no root
 .PHONY: unit

@@ -36,7 +36,6 @@ func commands(open opener) []*cobra.Command {
 		newImageCommand(open),
 		newDoctorCommand(),
 		newGuestCommand(),
-		newDemoCommand(),
 		newConfigCommand(),
 		newVersionCommand(),
 		newSuperviseCommand(),
