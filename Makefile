@@ -92,7 +92,7 @@ bin-kube:
 	for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do \
 		flags="$$flags -X $$package.gitVersion=$$version -X $$package.gitMajor=$${major#v} -X $$package.gitMinor=$$minor"; \
 		flags="$$flags -X $$package.gitCommit= -X $$package.gitTreeState=clean -X $$package.buildDate=$$date"; done; \
-	echo "Kubernetes $$version, etcd, CoreDNS, metrics-server (the first build takes six minutes on two cores)"; \
+	echo "Kubernetes $$version, etcd, CoreDNS, metrics-server (the first build takes seven minutes on two cores)"; \
 	total=$$($(GO) list -deps ./cmd/bulkhead-kube | wc -l); \
 	$(GO) build -v $(KUBEBUILD) -ldflags "$$flags" -o $(BIN)/ ./cmd/bulkhead-kube 2>&1 | { n=0; while IFS= read -r line; do \
 		case $$line in "go: downloading "*) ;; *[!A-Za-z0-9/._~+-]*) echo "$$line";; \
@@ -154,7 +154,7 @@ vet:
 ## vet-arm64: go vet of what vet leaves out: Kubernetes is compiled for arm64 for it
 .PHONY: vet-arm64
 vet-arm64:
-	@cd kube; echo "vet kube arm64 (compiles Kubernetes: six minutes)"; GOARCH=arm64 $(GO) vet $(KUBEBUILD) -tags root,vm,e2e ./...
+	@cd kube; echo "vet kube arm64 (compiles Kubernetes: seven minutes)"; GOARCH=arm64 $(GO) vet $(KUBEBUILD) -tags root,vm,e2e ./...
 
 ## lint: golangci-lint, built from tools/
 .PHONY: lint
