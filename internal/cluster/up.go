@@ -122,7 +122,29 @@ func (c *cluster) controlPlaneReady(ctx context.Context) error {
 		return fmt.Errorf("start the control plane: %w", err)
 	}
 	c.m.o.Progress("control plane: API server ready at %s", component.APIServerURL(c.net()))
-	return c.applyManifests(ctx)
+	if err := c.applyManifests(ctx); err != nil {
+		return err
+	}
+	if err := supervise.WaitReady(ctx, c.controlPlane()); err != nil {
+		return fmt.Errorf("start the control plane: %w", err)
+	}
+	return c.awaitServiceAccount(ctx)
+}
+
+// awaitServiceAccount returns when the controllers have made the account that pods have who name none: before, creating a pod
+// is refused.
+func (c *cluster) awaitServiceAccount(ctx context.Context) error {
+	for {
+		out, err := c.kubectl(ctx, nil, "get", "serviceaccount", "default", "--namespace", "default", "--ignore-not-found", "--output", "name")
+		if err == nil && len(out) > 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the default service account: %w", errors.Join(ctx.Err(), err))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // applyManifests brings the cluster's own objects up to date. The API server is ready some moments before all that it takes
@@ -255,7 +277,7 @@ func (c *cluster) awaitNodes(ctx context.Context, names []string, since time.Tim
 				waiting = slices.Delete(waiting, i, i+1)
 			}
 			if len(waiting) == 0 {
-				return nil
+				return c.awaitProcesses(ctx, names)
 			}
 		}
 		select {
@@ -264,6 +286,16 @@ func (c *cluster) awaitNodes(ctx context.Context, names []string, since time.Tim
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// awaitProcesses returns when everything on the nodes works: a node is ready to the API server without its proxy and policies.
+func (c *cluster) awaitProcesses(ctx context.Context, names []string) error {
+	for _, name := range names {
+		if err := supervise.WaitReady(ctx, c.supervisor(name)); err != nil {
+			return fmt.Errorf("start node %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // notReady says why the nodes aren't, as far as is known.

@@ -156,7 +156,7 @@ func (o ControlPlaneOptions) apiServer() supervise.Process {
 }
 
 // controller is a client of the API server that serves its own metrics on loopback.
-func (o ControlPlaneOptions) controller(name, identity string, args ...string) supervise.Process {
+func (o ControlPlaneOptions) controller(name, identity string, port int, args ...string) supervise.Process {
 	kubeconfig := o.kubeconfig(identity)
 	p := o.process(name, append([]string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
@@ -165,13 +165,14 @@ func (o ControlPlaneOptions) controller(name, identity string, args ...string) s
 		"--leader-elect=false",
 	}, args...)...)
 	p.After = []string{APIServer}
+	p.Ready = &supervise.Probe{URL: fmt.Sprintf("https://127.0.0.1:%d/healthz", port), CA: o.cert(pki.CA)}
 	return p
 }
 
 func (o ControlPlaneOptions) controllerManager() supervise.Process {
 	private, _ := pki.ServiceAccount(o.Dir)
 	return o.controller(
-		ControllerManager, pki.ControllerManager,
+		ControllerManager, pki.ControllerManager, 10257,
 		"--client-ca-file="+o.cert(pki.CA), "--root-ca-file="+o.cert(pki.CA),
 		"--cluster-signing-cert-file="+o.cert(pki.CA), "--cluster-signing-key-file="+o.key(pki.CA),
 		"--service-account-private-key-file="+private, "--use-service-account-credentials=true",
@@ -182,12 +183,13 @@ func (o ControlPlaneOptions) controllerManager() supervise.Process {
 }
 
 func (o ControlPlaneOptions) scheduler() supervise.Process {
-	return o.controller(Scheduler, pki.Scheduler)
+	return o.controller(Scheduler, pki.Scheduler, 10259)
 }
 
 func (o ControlPlaneOptions) coreDNS() supervise.Process {
 	p := o.process(CoreDNS, "-conf="+o.config("Corefile"))
 	p.After = []string{APIServer}
+	p.Ready = &supervise.Probe{URL: "http://127.0.0.1:8181/ready"}
 	return p
 }
 
@@ -230,6 +232,7 @@ func (o ControlPlaneOptions) metricsServer() supervise.Process {
 		"--metric-resolution=15s",
 	)
 	p.After = []string{APIServer}
+	p.Ready = &supervise.Probe{URL: fmt.Sprintf("https://%s/livez", netip.AddrPortFrom(controlPlaneAddr(o.Network), MetricsServerPort)), CA: o.cert(pki.CA)}
 	return p
 }
 

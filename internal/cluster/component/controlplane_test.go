@@ -93,7 +93,7 @@ func TestAdmissionConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]string{
-		"enforce": "baseline", "enforce-version": "v1.30", "audit": "restricted", "audit-version": "latest", "warn": "restricted", "warn-version": "latest",
+		"enforce": "baseline", "enforce-version": "v1.30", "audit": "restricted", "audit-version": "latest", "warn": "baseline", "warn-version": "latest",
 	}
 	if len(got.Plugins) != 1 || got.Plugins[0].Name != "PodSecurity" {
 		t.Fatalf("plugins: %+v", got.Plugins)

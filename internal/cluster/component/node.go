@@ -90,6 +90,7 @@ func (o NodeOptions) kubelet() supervise.Process {
 		// Else the logs of the container before the last restart are gone at times.
 		"--minimum-container-ttl-duration=1m",
 	)
+	p.Env = append(p.Env, o.Containerd.KubeletEnv()...)
 	p.After = []string{node.Containerd}
 	p.Ready = &supervise.Probe{URL: "http://127.0.0.1:10248/healthz"}
 	return p

@@ -118,7 +118,7 @@ func TestLongDirectory(t *testing.T) {
 	}
 	for _, arg := range processes[1].Args {
 		if root, ok := strings.CutPrefix(arg, "--root-dir="); ok {
-			if len(root)+len("/device-plugins/kubelet.sock") > 107 {
+			if len(root)+len("/pod-resources/kubelet.sock") > 107 {
 				t.Errorf("root directory %s is too long", root)
 			}
 			return

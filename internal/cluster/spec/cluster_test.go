@@ -57,7 +57,7 @@ const stored = `{
       "enforceVersion": "latest",
       "audit": "restricted",
       "auditVersion": "latest",
-      "warn": "restricted",
+      "warn": "baseline",
       "warnVersion": "latest",
       "exemptNamespaces": [
         "kube-system"

@@ -92,7 +92,7 @@ const (
 func Default() Config {
 	return Config{
 		PodSecurity: PodSecurity{
-			Enforce: Privileged, EnforceVersion: latest, Audit: Restricted, AuditVersion: latest, Warn: Restricted, WarnVersion: latest,
+			Enforce: Privileged, EnforceVersion: latest, Audit: Restricted, AuditVersion: latest, Warn: Baseline, WarnVersion: latest,
 			ExemptNamespaces: []string{systemNamespace},
 		},
 		Kubelet: Kubelet{MaxPods: 110},
