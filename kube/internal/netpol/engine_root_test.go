@@ -64,6 +64,7 @@ func startNode(t *testing.T) *rootNode {
 			t.Errorf("the engine's log:\n%s", s)
 		}
 	})
+	waitUntil(t, func() bool { return strings.Contains(n.log.String(), "policies applied") }, n.log.String)
 	return n
 }
 

@@ -153,7 +153,7 @@ func TestEngineFollowsTheAPI(t *testing.T) {
 	waitUntil(t, func() bool {
 		nft.mu.Lock()
 		defer nft.mu.Unlock()
-		return len(nft.Table.Chains[forwardChain].Rules) == 1
+		return len(nft.Table.Chains[forwardChain].Rules) == len((&Ruleset{}).table().chains[forwardChain])
 	}, func() string { return "the rules for isolated pods are still there" })
 }
 

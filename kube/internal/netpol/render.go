@@ -20,6 +20,9 @@ func (r *Ruleset) table() *table {
 	w := &renderer{t: newTable()}
 	w.t.chains[replyChain] = nil
 	w.rule(forwardChain, "iifname", podInterfaces, "fib saddr . iif oif missing drop")
+	// Also without policies: a namespace tracks connections only while a rule asks for it, and which end of a connection is the
+	// server must be known when its first policy comes.
+	w.rule(forwardChain, "ct state related accept")
 	if len(r.Guards) > 0 || r.Pending != (Directions{}) {
 		w.guards(r)
 		w.pending(r)
@@ -72,7 +75,6 @@ func (w way) back() way {
 // guards adds the rules for the pods that have addresses.
 func (w *renderer) guards(r *Ruleset) {
 	addrs := slices.SortedFunc(maps.Keys(r.Guards), netip.Addr.Compare)
-	w.rule(forwardChain, "ct state related accept")
 	for _, f := range families() {
 		w.self(f, addrs)
 	}
