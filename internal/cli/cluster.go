@@ -18,7 +18,7 @@ one directory below the state directory; "bulkhead cluster delete" leaves nothin
 It needs root. A command that is interrupted with Ctrl-C undoes what it began; should that fail too, the same command or
 "bulkhead cluster delete" repairs it.`,
 		newClusterCreateCommand(open), newClusterListCommand(open), newClusterShowCommand(open), newClusterStartCommand(open),
-		newClusterStopCommand(open), newClusterUpdateCommand(open), newClusterCredentialsCommand(open), newClusterDeleteCommand(open))
+		newClusterStopCommand(open), newClusterUpdateCommand(open), newClusterCredentialsCommand(open), newClusterDeleteCommand(open), newClusterRenewCommand(open))
 }
 
 // runtimeFlag makes a flag of a pool's runtime, which takes the reference's names too.

@@ -161,6 +161,11 @@ func (m *fakeManager) Stop(ctx context.Context, name string) error {
 	return m.phase(ctx, name, spec.Stopped)
 }
 
+func (m *fakeManager) Renew(name string) error {
+	_, err := m.Show(name)
+	return err
+}
+
 func (m *fakeManager) Update(ctx context.Context, name string) error {
 	return m.change(ctx, name, func(c *cluster.Detail) error {
 		c.KubernetesVersion = "v1.36.4"

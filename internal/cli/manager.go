@@ -43,6 +43,7 @@ type lifecycle interface {
 	Start(ctx context.Context, name string) error
 	Stop(ctx context.Context, name string) error
 	Update(ctx context.Context, name string) error
+	Renew(name string) error
 	Delete(ctx context.Context, name string) error
 }
 

@@ -62,6 +62,16 @@ func (m *Manager) Update(ctx context.Context, name string) error {
 	return c.up(ctx)
 }
 
+// Renew makes the certificates of a running cluster anew that are about to expire.
+func (m *Manager) Renew(name string) error {
+	c, err := m.openRunning(name)
+	if err != nil {
+		return err
+	}
+	defer c.unlock()
+	return c.issue()
+}
+
 // Stop ends all processes of a cluster and keeps its data.
 func (m *Manager) Stop(ctx context.Context, name string) error {
 	c, err := m.openUsable(name)

@@ -108,6 +108,8 @@ func (c *cluster) startControlPlane(ctx context.Context) error {
 	}
 	return supervise.Start(ctx, c.self(), c.controlPlane(), supervise.Spec{
 		Name: c.name + " control plane", NetNS: c.net().ControlPlaneNetNS(), Cgroup: c.cgroup() + "/controlplane", Processes: processes,
+		// Components read renewed certificates while they run.
+		Daily: []string{c.self(), "cluster", "renew", c.name, "--state-dir", c.m.o.StateDir, "--bin-dir", c.m.o.BinDir},
 	})
 }
 

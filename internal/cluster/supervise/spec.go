@@ -36,6 +36,9 @@ type Spec struct {
 	Env []string `json:"env,omitempty"`
 	// Processes are kept running. Their names are unique.
 	Processes []Process `json:"processes"`
+	// Daily is the command line of a program that is run to its end once a day; empty: none. What it writes goes to the
+	// supervisor's log. How it ends changes nothing.
+	Daily []string `json:"daily,omitempty"`
 }
 
 // Process is one process that a supervisor keeps running.
@@ -91,6 +94,9 @@ func (s Spec) validate() error {
 		if err := p.validate(names); err != nil {
 			return fmt.Errorf("process %s: %w", p.Name, err)
 		}
+	}
+	if len(s.Daily) > 0 && !filepath.IsAbs(s.Daily[0]) {
+		return fmt.Errorf("the daily command %q doesn't begin with the absolute path of a program: %w", s.Daily, errdefs.ErrInvalidArgument)
 	}
 	_, err := levels(s.Processes)
 	return err

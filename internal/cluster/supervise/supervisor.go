@@ -27,6 +27,9 @@ const (
 	steady = 30 * time.Second
 	// rotateEvery is how often the logs of running processes are looked at.
 	rotateEvery = time.Hour
+	// day is how often the daily command is run, dailyPatience how long it may take.
+	day           = 24 * time.Hour
+	dailyPatience = 10 * time.Minute
 )
 
 // supervisor is the state of Run.
@@ -70,12 +73,16 @@ func Run(ctx context.Context, dir string, log *slog.Logger) int {
 	}
 	rotation := time.NewTicker(rotateEvery)
 	defer rotation.Stop()
+	daily := time.NewTicker(day)
+	defer daily.Stop()
 	for {
 		select {
 		case <-reload:
 			s.reload()
 		case <-rotation.C:
 			s.rotate()
+		case <-daily.C:
+			go s.daily(ctx) // it may wait for a command that changes this spec
 		case <-ctx.Done():
 			s.end()
 			return 0
@@ -231,6 +238,20 @@ func (s *supervisor) rotate() {
 	if err := rotate(filepath.Join(s.dir, logFile), logSize); err != nil {
 		s.log.Warn("can't rotate log", "error", err)
 	}
+}
+
+// daily runs the daily command.
+func (s *supervisor) daily(ctx context.Context) {
+	s.mu.Lock()
+	args := s.spec.Daily
+	s.mu.Unlock()
+	if len(args) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, dailyPatience)
+	defer cancel()
+	output, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+	s.log.Info("ran the daily command", "command", args, "error", err, "output", strings.TrimSpace(string(output)))
 }
 
 // save writes the record. The caller holds the lock.
