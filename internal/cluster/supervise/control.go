@@ -53,20 +53,45 @@ func start(ctx context.Context, self, dir string, s Spec) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan struct{})
 	if pid != 0 {
-		h, err := openHandle(pid)
-		if err != nil {
+		if pid, err = reload(ctx, self, pid); err != nil {
 			return err
 		}
-		defer h.close()
-		if err := h.signal(unix.SIGHUP); err != nil {
+	}
+	ended := make(chan struct{})
+	if pid == 0 {
+		if err := launch(self, dir, s, ended); err != nil {
 			return err
 		}
-	} else if err := launch(self, dir, s, ended); err != nil {
-		return err
 	}
 	return awaitSpec(ctx, dir, hash, ended)
+}
+
+// reload makes a supervisor read its spec, and returns its number. One that is of another program than self, as after an
+// upgrade, may not understand it: it is killed, which its processes don't notice, and 0 is returned.
+func reload(ctx context.Context, self string, pid int) (int, error) {
+	h, err := openHandle(pid)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer h.close()
+	program, err := os.Stat(self)
+	if err != nil {
+		return 0, fmt.Errorf("look at the supervisor's program: %w", err)
+	}
+	if runs, err := os.Stat(procFile(pid, "exe")); err == nil && os.SameFile(program, runs) {
+		return pid, h.signal(unix.SIGHUP)
+	}
+	if err := h.signal(unix.SIGKILL); err != nil {
+		return 0, err
+	}
+	if !h.wait(ctx, killPatience) {
+		return 0, fmt.Errorf("the earlier supervisor, process %d, doesn't end: %w", pid, errdefs.ErrUnavailable)
+	}
+	return 0, nil
 }
 
 // launch starts a supervisor. Ended is closed when it ends.
