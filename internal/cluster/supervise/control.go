@@ -78,11 +78,7 @@ func reload(ctx context.Context, self string, pid int) (int, error) {
 		return 0, err
 	}
 	defer h.close()
-	program, err := os.Stat(self)
-	if err != nil {
-		return 0, fmt.Errorf("look at the supervisor's program: %w", err)
-	}
-	if runs, err := os.Stat(procFile(pid, "exe")); err == nil && os.SameFile(program, runs) {
+	if runs(pid, self) {
 		return pid, h.signal(unix.SIGHUP)
 	}
 	if err := h.signal(unix.SIGKILL); err != nil {

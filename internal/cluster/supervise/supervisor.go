@@ -120,7 +120,7 @@ func (s *supervisor) begin() error {
 	s.record = record{Version: recordVersion, Boot: bootID(), Supervisor: os.Getpid()}
 	adopted := map[string]*handle{}
 	for _, h := range left {
-		if p, ok := spec.find(h.name); ok && spec.hash(p) == h.hash && adopted[h.name] == nil {
+		if p, ok := spec.find(h.name); ok && spec.hash(p) == h.hash && runs(h.pid, p.Args[0]) && adopted[h.name] == nil {
 			adopted[h.name] = &h
 			continue
 		}
@@ -150,7 +150,9 @@ func (s *supervisor) reload() {
 	s.mu.Lock()
 	var gone []*runner
 	for name, r := range s.runners {
-		if p, ok := spec.find(name); !ok || spec.hash(p) != r.hash {
+		p, ok := spec.find(name)
+		pid := s.pid(name)
+		if !ok || spec.hash(p) != r.hash || pid != 0 && !runs(pid, p.Args[0]) {
 			gone = append(gone, r)
 		}
 	}
@@ -282,6 +284,26 @@ func (s *supervisor) update(name string, change func(*recordedProcess)) {
 			return
 		}
 	}
+}
+
+// pid is that of a process, or 0 if it doesn't run. The caller holds the lock.
+func (s *supervisor) pid(name string) int {
+	for _, p := range s.record.Processes {
+		if p.Name == name {
+			return p.PID
+		}
+	}
+	return 0
+}
+
+// runs says whether a process is of the program that is at the path now, which an upgrade may have replaced.
+func runs(pid int, path string) bool {
+	now, err := os.Stat(path)
+	if err != nil {
+		return true // there is none to start instead
+	}
+	running, err := os.Stat(procFile(pid, "exe"))
+	return err == nil && os.SameFile(now, running)
 }
 
 // ready says whether all of the named are, and returns what is closed when that may have changed.
