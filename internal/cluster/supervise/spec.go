@@ -215,6 +215,13 @@ func hashOf(list []string) string {
 
 const specFile = "spec.json"
 
+// stored is the content of spec.json.
+type stored struct {
+	Spec
+	// Written makes each one another: who asks for the same again wants to know when that was looked at.
+	Written time.Time `json:"written,omitzero"`
+}
+
 // readSpec returns the spec with the hash of its file.
 func readSpec(dir string) (Spec, string, error) {
 	data, err := os.ReadFile(filepath.Join(dir, specFile))
@@ -225,19 +232,19 @@ func readSpec(dir string) (Spec, string, error) {
 	hash := hex.EncodeToString(sum[:])
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
-	var s Spec
+	var s stored
 	if err := decoder.Decode(&s); err != nil {
 		return Spec{}, hash, fmt.Errorf("read spec: %w", err)
 	}
 	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 		return Spec{}, hash, fmt.Errorf("read spec: there is something after it: %w", errdefs.ErrInvalidArgument)
 	}
-	return s, hash, s.validate()
+	return s.Spec, hash, s.validate()
 }
 
 // writeSpec returns the hash of the file it wrote.
 func writeSpec(dir string, s Spec) (string, error) {
-	data, err := json.MarshalIndent(s, "", "  ")
+	data, err := json.MarshalIndent(stored{s, time.Now()}, "", "  ")
 	if err != nil {
 		return "", fmt.Errorf("write spec: %w", err)
 	}
