@@ -54,6 +54,7 @@ func TestApply(t *testing.T) {
 			// In the wrong order: the default's gateway becomes reachable by the last.
 			{Destination: p("0.0.0.0/0"), Gateway: a("169.254.1.1"), Interface: "eth1"},
 			{Destination: p("::/0"), Gateway: a("fd00::1"), Interface: "eth0", Metric: 7},
+			{Destination: p("fd00::/64"), Interface: "eth0", Metric: 256},
 			{Destination: p("10.9.0.0/16"), Gateway: a("10.99.0.1"), Interface: "eth0", Onlink: true},
 			{Destination: p("169.254.1.1/32"), Interface: "eth1", Scope: unix.RT_SCOPE_LINK},
 		},
@@ -112,6 +113,31 @@ func TestApply(t *testing.T) {
 	neighbours, err := netlink.NeighList(second.Attrs().Index, netlink.FAMILY_V4)
 	if err != nil || len(neighbours) != 1 || neighbours[0].State != unix.NUD_PERMANENT {
 		t.Errorf("neighbours %v, %v", neighbours, err)
+	}
+}
+
+// CNI's ptp has a network behind a gateway though the address has the network's prefix: nothing but the gateway is on the link.
+func TestApplyNetworkBehindGateway(t *testing.T) {
+	inNetNS(t)
+	addVeth(t, "eth0", mac(1))
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	c := Config{
+		Interfaces: []Interface{{Name: "eth0", MAC: mac(1), Addresses: []netip.Prefix{p("10.1.0.2/24"), p("fd00::2/64")}}},
+		Routes: []Route{
+			{Destination: p("10.1.0.1/32"), Interface: "eth0", Scope: unix.RT_SCOPE_LINK, Source: a("10.1.0.2")},
+			{Destination: p("10.1.0.0/24"), Interface: "eth0", Gateway: a("10.1.0.1"), Source: a("10.1.0.2")},
+			{Destination: p("fd00::1/128"), Interface: "eth0", Metric: 1024, Source: a("fd00::2")},
+			{Destination: p("fd00::/64"), Interface: "eth0", Gateway: a("fd00::1"), Metric: 1024, Source: a("fd00::2")},
+		},
+	}
+	if err := Apply(c, nil); err != nil {
+		t.Fatal(err)
+	}
+	for to, gateway := range map[string]string{"10.1.0.9": "10.1.0.1", "fd00::9": "fd00::1", "10.1.0.1": "<nil>", "fd00::1": "<nil>"} {
+		routes, err := netlink.RouteGet(net.ParseIP(to))
+		if err != nil || len(routes) != 1 || routes[0].Gw.String() != gateway {
+			t.Errorf("to %s: %v, %v; want the gateway %s", to, routes, err, gateway)
+		}
 	}
 }
 

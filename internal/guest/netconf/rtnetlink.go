@@ -181,7 +181,11 @@ func family(a netip.Addr) uint8 {
 func (c *conn) address(index int, p netip.Prefix) error {
 	a := p.Addr().Unmap()
 	// Duplicate address detection has no sense here, and would hold up the address for a second.
-	m := newMessage(unix.IfAddrmsg{Family: family(a), Prefixlen: uint8(p.Bits()), Index: uint32(index), Flags: unix.IFA_F_NODAD | unix.IFA_F_PERMANENT})
+	const flags = unix.IFA_F_NODAD | unix.IFA_F_PERMANENT
+	m := newMessage(unix.IfAddrmsg{Family: family(a), Prefixlen: uint8(p.Bits()), Index: uint32(index), Flags: flags})
+	// Routes to connected networks are among the host's; where one isn't, as with CNI's ptp, the network's other addresses are
+	// reached by way of the gateway.
+	m.uint32(unix.IFA_FLAGS, flags|unix.IFA_F_NOPREFIXROUTE)
 	m.attr(unix.IFA_LOCAL, a.AsSlice())
 	m.attr(unix.IFA_ADDRESS, a.AsSlice())
 	if a.Is4() && p.Bits() < 31 {
