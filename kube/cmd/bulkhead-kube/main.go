@@ -1,6 +1,6 @@
 // Command bulkhead-kube is every program of Kubernetes that a cluster runs on the host, in one binary: they share most of their
 // code, and so the disk, the page cache and the time to build it. Each of those from upstream behaves as its own binary does; next
-// to them are Bulkhead's own: network policies (netpol), encryption at rest (kms) and local volumes (provisioner).
+// to them are Bulkhead's own: network policies (netpol), encryption at rest (kms), local volumes (provisioner), images (registry).
 //
 //	bulkhead-kube kube-apiserver --etcd-servers ...
 //	bulkhead-kube version -o json
@@ -20,6 +20,7 @@ import (
 	"bulkhead.dev/bulkhead/kube/internal/multicall"
 	"bulkhead.dev/bulkhead/kube/internal/netpol"
 	"bulkhead.dev/bulkhead/kube/internal/provisioner"
+	"bulkhead.dev/bulkhead/kube/internal/registry"
 
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -57,5 +58,6 @@ func programs() []multicall.Program {
 		{Name: "netpol", Run: own(netpol.Main)},
 		{Name: "kms", Run: own(kms.Main)},
 		{Name: "provisioner", Run: own(provisioner.Main)},
+		{Name: "registry", Run: own(registry.Main)},
 	}
 }
