@@ -45,7 +45,7 @@ type (
 	}
 )
 
-// network is the name of the CNI network of a cluster's node. Results are kept by this name in a directory of the host.
+// network is the name of the node's CNI network. Results are kept by this name in a directory of the host.
 func (n *Node) network() string { return n.Bridge() }
 
 // Bridge is the device that CNI makes for the first pod with a network of a private containerd and keeps, at most 15 bytes;
@@ -56,7 +56,7 @@ func (n *Node) Bridge() string { return "bh" + n.sockets[len(n.sockets)-8:] }
 func (n *Node) bridgeConfig() networkList {
 	hash := sha256.Sum256([]byte(n.dir))
 	return networkList{
-		CNIVersion: "1.0.0", Name: "pod", Plugins: []any{pairPlugin{
+		CNIVersion: "1.0.0", Name: n.network(), Plugins: []any{pairPlugin{
 			Type: "bridge", Bridge: n.Bridge(), IsGateway: true, IPAM: n.ipam(
 				fmt.Sprintf("10.189.%d.0/24", hash[4]), fmt.Sprintf("fd89:%x:%x::/64", hash[4:6], hash[6:8])),
 		}},

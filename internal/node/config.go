@@ -103,6 +103,7 @@ disable_apparmor = true
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = [%q]
 conf_dir = %q
+use_internal_loopback = true
 `, n.path("root"), n.path("state"), n.path("tmp"), n.Socket(), filepath.Join(n.sockets, "s"), PauseImage,
 		filepath.Join(n.bin, "cni"), n.path("cni"))
 	if n.options.Member != nil {

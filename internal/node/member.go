@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -60,16 +59,6 @@ func (n *Node) Cgroup() string {
 	return n.options.Member.Cgroup
 }
 
-// KubeletDir is the root directory for a kubelet. Its sockets are in it, so it is a link to DIR/kubelet where that would be too
-// long for them.
-func (n *Node) KubeletDir() string {
-	dir := n.path("kubelet")
-	if len(dir)+len("/device-plugins/kubelet.sock") > maxSocketPath {
-		return filepath.Join(n.sockets, "kubelet")
-	}
-	return dir
-}
-
 // Process is containerd as a supervisor runs it, in the node's network namespace. Its shims, which outlive it, have its
 // environment: what ends them is Halt and Stop.
 func (n *Node) Process() supervise.Process {
@@ -114,17 +103,6 @@ func (n *Node) Prepare() error {
 	return hostKernel().borrow(n.dir)
 }
 
-func (n *Node) prepareKubelet() error {
-	dir, link := n.path("kubelet"), n.KubeletDir()
-	if err := os.MkdirAll(dir, 0o711); err != nil || dir == link {
-		return err
-	}
-	if target, err := os.Readlink(link); err == nil && target == dir {
-		return nil
-	}
-	return os.Symlink(dir, link)
-}
-
 // Halt ends all containers, VMs and containerd at once, and removes what a reboot would remove. Images, the kubelet's
 // volumes and the record of the pods stay on disk for the next start. To end pods gracefully is the kubelet's business, to
 // end before. It is idempotent.
@@ -167,28 +145,10 @@ func (n *Node) stopMember(ctx context.Context) error {
 	if err := n.halt(ctx); err != nil {
 		return err
 	}
-	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeFIFOs(tasks), n.removeLogLinks(), n.removeNetworkResults()}
+	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeFIFOs(tasks), n.removeNetworkResults()}
 	removeCgroups(namespaces)
 	removeShared()
 	return errors.Join(append(errs, os.RemoveAll(n.dir))...)
-}
-
-// containerLogs is where the kubelet links the logs of all containers; the place can't be configured.
-const containerLogs = "/var/log/containers"
-
-// removeLogLinks removes the links to logs below the node's directory.
-func (n *Node) removeLogLinks() error {
-	links, err := filepath.Glob(containerLogs + "/*")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, n.dir+"/") {
-			errs = append(errs, os.Remove(link))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // networkResults is where the CNI library keeps what a plugin answered until the pod's network is removed. That happens with

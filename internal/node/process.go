@@ -44,7 +44,7 @@ func (p process) wait(ctx context.Context) bool {
 	}
 }
 
-// processes finds the processes that containerd of this node started, and itself, by their environment. Those inside
+// processes finds containerd of this node, the processes that it started, and the kubelet, by their environment. Those inside
 // containers have another one; they end with their containers.
 func (n *Node) processes() ([]process, error) {
 	entries, err := os.ReadDir("/proc")

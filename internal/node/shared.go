@@ -23,7 +23,7 @@ const (
 func shared() []string {
 	return []string{
 		"/run/containerd", "/run/containerd/s", namespaced, fifos, "/run/netns",
-		filepath.Dir(networkResults), networkResults, containerLogs,
+		filepath.Dir(networkResults), networkResults, kubeletHome, containerLogs,
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +44,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	errs := []error{n.drain(ctx)}
 	namespaces := n.namespaces()
 	busy := errors.Join(n.endProcesses(ctx), n.deleteOrphans(ctx), n.unmountAll())
-	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks))
+	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks), n.removeNetworkResults())
 	removeCgroups(namespaces)
 	removeShared()
 	if busy == nil { // else something still uses the files, and the next Stop needs them
@@ -177,7 +178,7 @@ func (n *Node) endRound(ctx context.Context, only string, signal unix.Signal) er
 	return err
 }
 
-// killProcesses ends containerd and its shims at once, without asking them.
+// killProcesses ends containerd, its shims and the kubelet at once, without asking them.
 func (n *Node) killProcesses(ctx context.Context) error {
 	// A shim that containerd was just starting is found by the next round.
 	for {
@@ -260,24 +261,42 @@ func (n *Node) removeBridge() error {
 	return nil
 }
 
-// unmountAll unmounts what is mounted below the node's directories, the last mounted first.
+// unmountAll unmounts what is mounted below the node's directories, the last mounted first. What is removed after it must hold
+// nothing of anybody else's, such as a volume of the host.
 func (n *Node) unmountAll() error {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	points, err := n.mounted()
 	if err != nil {
-		return fmt.Errorf("list mounts: %w", err)
+		return err
 	}
 	var errs []error
-	points := mountPoints(string(data), n.dir, n.sockets)
 	for _, point := range slices.Backward(points) {
-		err := unix.Unmount(point, 0)
+		err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			err = unix.Unmount(point, unix.MNT_DETACH)
+			err = unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		}
 		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it has gone with another
 			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
 		}
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if points, err = n.mounted(); err != nil {
+		return err
+	}
+	if len(points) > 0 {
+		return fmt.Errorf("%s is mounted again: %w", points[0], errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// mounted returns the mount points below the node's directories.
+func (n *Node) mounted() ([]string, error) {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("list mounts: %w", err)
+	}
+	return mountPoints(string(data), n.dir, n.sockets), nil
 }
 
 // mountPoints returns the mount points below the directories, in the order in which they were mounted.
