@@ -11,7 +11,8 @@
 //	10.88.0.2:5000/app:3              app                                   10.88.0.2:5000/app:3
 //
 // containerd asks a mirror for the image's repository and adds the host as a query parameter: GET /v2/library/busybox/manifests/1?ns=docker.io.
-// So the same entry is right for every host, and needs no override_path. In a node's hosts directory (config_path):
+// So the same entry is right for every host, and needs no override_path; one that has it, and ends in /v2/HOST, does no harm. In a
+// node's hosts directory (config_path):
 //
 //	_default/hosts.toml, or docker.io/hosts.toml and so on, to mirror all hosts, or one:
 //	    [host."http://10.88.0.2:5000"]

@@ -72,9 +72,14 @@ func start(t *testing.T, root string, more ...string) (address string, log *outp
 func resolver(t *testing.T, address string) remotes.Resolver {
 	t.Helper()
 	dir := t.TempDir()
+	override := func(host string) string {
+		return "[host.\"http://" + address + "/v2/" + host + "\"]\ncapabilities = [\"pull\", \"resolve\"]\noverride_path = true\n"
+	}
 	for name, content := range map[string]string{
 		"_default": "[host.\"http://" + address + "\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
 		strings.Replace(address, ":", "_", 1) + "_": "server = \"http://" + address + "\"\n",
+		"quay.io":            override("quay.io"),
+		"quay.example_5000_": override("quay.example:5000"),
 	} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
 			t.Fatal(err)
@@ -199,6 +204,8 @@ func TestPushAndPull(t *testing.T) {
 		"registry.example/team/app:1":     "registry.example/team/app",
 		"registry.example:5000/app:1":     "registry.example_5000/app",
 		"localhost:5001/app:1":            "localhost_5001/app",
+		"quay.io/team/app:1":              "quay.io/team/app",
+		"quay.example:5000/team/app:1":    "quay.example_5000/team/app",
 		"LOCAL/app:1":                     "LOCAL/app", // replaced by the registry's address
 		"docker.io/registry.example/x:1":  "docker.io/registry.example/x",
 		"mirror.gcr.io/docker.io/hello:1": "mirror.gcr.io/docker.io/hello",
@@ -276,6 +283,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"GET", "/v2/?ns=docker.io", 200, "{}"},
 		{"GET", "/v2/_catalog?ns=docker.io", 200, "docker.io/library/busybox"},
 		{"GET", "/v2/library/busybox/manifests/1?ns=docker.io", 200, ""},
+		{"GET", "/v2/docker.io/library/busybox/manifests/1?ns=docker.io", 200, ""},
 		{"GET", "/v2/library/busybox/tags/list?ns=docker.io", 200, `"1"`},
 		{"GET", "/v2/library/busybox/manifests/1", 404, ""},
 		{"GET", "/v2/library/busybox/manifests/1?ns=quay.io", 404, ""},

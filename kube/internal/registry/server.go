@@ -67,34 +67,45 @@ func (f front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, errcode.ErrorCodeDenied.WithMessage("pushing and deleting is not allowed from "+r.RemoteAddr+": see --push-from of the registry"))
 		return
 	}
+	query := r.URL.Query()
+	if query.Has("ns") {
+		if !reads {
+			// An upload goes on at the address that its first answer names, where the parameter would count twice.
+			refuse(w, errcode.ErrorCodeUnsupported.WithMessage("a mirror is only read: push to the repository HOST/NAME, without the parameter ns"))
+			return
+		}
+		path, err := mirrored(r.URL.Path, query.Get("ns"))
+		if err != nil {
+			refuse(w, errcode.ErrorCodeNameUnknown.WithMessage(err.Error())) // 404: containerd asks the next host
+			return
+		}
+		query.Del("ns")
+		r = r.Clone(r.Context())
+		r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, "", query.Encode()
+		r.RequestURI = r.URL.RequestURI()
+	}
 	if err := checkPath(r.URL.Path); err != nil {
 		refuse(w, errcode.ErrorCodeNameInvalid.WithMessage(err.Error()))
 		return
 	}
-	query := r.URL.Query()
-	if !query.Has("ns") {
-		f.registry.ServeHTTP(w, r)
-		return
-	}
-	if !reads {
-		// An upload goes on at the address that its first answer names, where the parameter would count twice.
-		refuse(w, errcode.ErrorCodeUnsupported.WithMessage("a mirror is only read: push to the repository HOST/NAME, without the parameter ns"))
-		return
-	}
-	directory, err := mirrorOf(query.Get("ns"))
+	f.registry.ServeHTTP(w, r)
+}
+
+// mirrored returns the path here of a path of another host.
+func mirrored(path, host string) (string, error) {
+	directory, err := mirrorOf(host)
 	if err != nil {
-		refuse(w, errcode.ErrorCodeNameUnknown.WithMessage(err.Error())) // 404: containerd asks the next host
-		return
+		return "", err
 	}
-	query.Del("ns")
-	mirrored := r.Clone(r.Context())
-	mirrored.URL.RawQuery = query.Encode()
-	// /v2/ and /v2/_catalog are the registry's own.
-	if name, ok := strings.CutPrefix(mirrored.URL.Path, "/v2/"); ok && name != "" && !strings.HasPrefix(name, "_") {
-		mirrored.URL.Path, mirrored.URL.RawPath = "/v2/"+directory+"/"+name, ""
-		mirrored.RequestURI = mirrored.URL.RequestURI()
+	name, ok := strings.CutPrefix(path, "/v2/")
+	if !ok || name == "" || strings.HasPrefix(name, "_") {
+		return path, nil // /v2/ and /v2/_catalog are the registry's own
 	}
-	f.registry.ServeHTTP(w, mirrored)
+	// A hosts file with override_path may have put the host there already.
+	if first, rest, _ := strings.Cut(name, "/"); first == host || first == directory {
+		name = rest
+	}
+	return "/v2/" + directory + "/" + name, nil
 }
 
 // checkPath refuses names that the library takes, but can't store: it would call that an error of its own.
