@@ -117,13 +117,14 @@ func (n *Node) Halt(ctx context.Context) error {
 }
 
 func (n *Node) halt(ctx context.Context) error {
+	tasks := n.bundles()
 	// VMMs die with their shims. Containers live on without theirs, but in their pods' cgroups.
 	busy := errors.Join(n.killProcesses(ctx), n.removeCgroup(n.pods()), n.deleteOrphans(ctx), n.unmountAll())
 	if busy != nil {
 		return busy // something still uses the files, and the next try needs them
 	}
 	return errors.Join(
-		os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir))
+		n.removeFIFOs(tasks), os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir))
 }
 
 // pods is the cgroup of all pods.
@@ -141,11 +142,11 @@ func (n *Node) removeCgroup(path string) error {
 // its containers have on the host is below the node's directories, in its cgroup, or in network namespaces that go with
 // their mounts.
 func (n *Node) stopMember(ctx context.Context) error {
-	tasks, namespaces := n.bundles(), n.namespaces()
+	namespaces := n.namespaces()
 	if err := n.halt(ctx); err != nil {
 		return err
 	}
-	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeFIFOs(tasks), n.removeNetworkResults()}
+	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeNetworkResults()}
 	removeCgroups(namespaces)
 	removeShared()
 	return errors.Join(append(errs, os.RemoveAll(n.dir))...)

@@ -18,6 +18,12 @@ const mirrorDir = "certs.d"
 // mirrorFiles are the files of the mirrors, by name below the node's directory.
 func (m *Member) mirrorFiles() (map[string]string, error) {
 	files := make(map[string]string)
+	if u, err := url.Parse(m.Registry); err != nil {
+		return nil, fmt.Errorf("the cluster's registry: %w: %w", err, errdefs.ErrInvalidArgument)
+	} else if u.Host != "" {
+		// For images of its own containerd would ask by https.
+		files[mirrorFile(u.Host)] = fmt.Sprintf("server = %q\n", m.Registry)
+	}
 	for _, host := range slices.Sorted(maps.Keys(m.Mirrors)) {
 		dir := host
 		if host == "*" {
@@ -32,28 +38,23 @@ func (m *Member) mirrorFiles() (map[string]string, error) {
 				return nil, err
 			}
 		}
-		files[filepath.Join(mirrorDir, dir, "hosts.toml")] = b.String()
+		files[mirrorFile(dir)] += b.String()
 	}
 	return files, nil
 }
 
-// writeMirror appends one mirror. The order is that of the asking; the registry itself comes last, without being named.
+func mirrorFile(host string) string { return filepath.Join(mirrorDir, host, "hosts.toml") }
+
+// writeMirror appends one mirror. The order is that of the asking; the registry itself comes last, without being named. containerd
+// says in the query of each request whose image it wants (?ns=HOST), which is what the cluster's registry goes by.
 func (m *Member) writeMirror(b *strings.Builder, host, mirror string) error {
-	endpoint, override := mirror, false
+	endpoint := mirror
 	if mirror == LocalMirror {
-		// The cluster's registry keeps the images of each host apart, below its name. For any host there is no name to write:
-		// containerd says it in the query (?ns=HOST).
-		endpoint, override = m.Registry+"/v2", host != "*"
-		if override {
-			endpoint += "/" + host
-		}
+		endpoint = m.Registry
 	}
 	if u, err := url.Parse(endpoint); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return fmt.Errorf("mirror %q of %q: write %q or an http or https URL: %w", mirror, host, LocalMirror, errdefs.ErrInvalidArgument)
 	}
 	fmt.Fprintf(b, "[host.%q]\ncapabilities = [\"pull\", \"resolve\"]\n", endpoint)
-	if override {
-		b.WriteString("override_path = true\n")
-	}
 	return nil
 }
