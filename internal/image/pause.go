@@ -31,7 +31,8 @@ func Pause() (tree Tree, entrypoint []string, err error) {
 //	0x98  the set of SIGTERM and SIGINT           (1 word)
 //	0xa0  code
 func pauseProgram(arch string) ([]byte, error) {
-	machine, code := elf.EM_NONE, []byte(nil)
+	var machine elf.Machine
+	var code []byte
 	switch arch {
 	case "amd64":
 		machine, code = elf.EM_X86_64, pauseAMD64()
