@@ -244,7 +244,12 @@ func (o ControlPlaneOptions) provisioner() supervise.Process {
 
 func (o ControlPlaneOptions) registry() supervise.Process {
 	address := netip.AddrPortFrom(controlPlaneAddr(o.Network), RegistryPort)
-	p := o.process(Registry, "--listen="+address.String(), "--root="+filepath.Join(o.Dir, "registry"))
+	// From the host one may push; pods and nodes have other addresses, and only pull.
+	var pushers []netip.Prefix
+	for _, a := range o.Network.HostAddrs() {
+		pushers = append(pushers, netip.PrefixFrom(a, a.BitLen()))
+	}
+	p := o.process(Registry, "--listen="+address.String(), "--root="+filepath.Join(o.Dir, "registry"), "--push-from="+join(pushers))
 	p.Ready = &supervise.Probe{URL: "tcp://" + address.String()}
 	return p
 }

@@ -144,3 +144,12 @@ func TestResolvers(t *testing.T) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }
+
+// Who may push decides what the cluster's pods run: the host may, not its nodes and pods.
+func TestRegistryTakesPushesFromTheHost(t *testing.T) {
+	processes, _, _ := controlPlane(t, nil)
+	i := slices.IndexFunc(processes, func(p supervise.Process) bool { return p.Name == Registry })
+	if i < 0 || !slices.Contains(processes[i].Args, "--push-from=10.88.7.1/32,fd88:123:abcd::1/128") {
+		t.Errorf("the registry's arguments are %v", processes[i].Args)
+	}
+}
