@@ -42,6 +42,9 @@ func (n *Node) ownLogs() string { return n.path("kubelet-logs") }
 // prepareKubelet makes the kubelet's directories. It has a mount namespace of its own, and containerd mounts the volumes that
 // the kubelet has mounted into containers: so its root directory is a shared mount.
 func (n *Node) prepareKubelet() error {
+	if err := makeShared(sharedByKubelets()); err != nil {
+		return err
+	}
 	dir := n.kubeletDir()
 	for _, d := range []string{dir, n.ownHome(), n.ownLogs()} {
 		if err := os.MkdirAll(d, 0o711); err != nil {

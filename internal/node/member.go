@@ -94,13 +94,17 @@ func (n *Node) Prepare() error {
 	if err := n.prepare(); err != nil {
 		return err
 	}
+	// From here on no other node takes away what all kubelets share.
+	if err := hostKernel().borrow(n.dir); err != nil {
+		return err
+	}
 	if err := n.prepareKubelet(); err != nil {
 		return fmt.Errorf("make the kubelet's directory: %w", err)
 	}
 	if _, err := cgroup.Create(n.options.Member.Cgroup); err != nil {
 		return fmt.Errorf("make the cgroup of the node's pods: %w", err)
 	}
-	return hostKernel().borrow(n.dir)
+	return nil
 }
 
 // Halt ends all containers, VMs and containerd at once, and removes what a reboot would remove. Images, the kubelet's
@@ -124,7 +128,7 @@ func (n *Node) halt(ctx context.Context) error {
 		return busy // something still uses the files, and the next try needs them
 	}
 	return errors.Join(
-		n.removeFIFOs(tasks), os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir))
+		n.removeFIFOs(tasks), os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir, func() { removeShared(sharedByKubelets()) }))
 }
 
 // pods is the cgroup of all pods.
@@ -148,7 +152,7 @@ func (n *Node) stopMember(ctx context.Context) error {
 	}
 	errs := []error{n.removeCgroup(n.options.Member.Cgroup), n.removeNetworkResults()}
 	removeCgroups(namespaces)
-	removeShared()
+	removeShared(shared())
 	return errors.Join(append(errs, os.RemoveAll(n.dir))...)
 }
 

@@ -172,7 +172,7 @@ func (n *Node) prepare() error {
 	if err := checkOverlay(n.dir); err != nil {
 		return err
 	}
-	if err := errors.Join(n.record(), makeShared()); err != nil {
+	if err := errors.Join(n.record(), makeShared(shared())); err != nil {
 		return err
 	}
 	files, err := n.files()

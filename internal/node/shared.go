@@ -23,13 +23,17 @@ const (
 func shared() []string {
 	return []string{
 		"/run/containerd", "/run/containerd/s", namespaced, fifos, "/run/netns",
-		filepath.Dir(networkResults), networkResults, kubeletHome, containerLogs,
+		filepath.Dir(networkResults), networkResults,
 	}
 }
 
-// makeShared makes what is missing of the shared directories.
-func makeShared() error {
-	for _, dir := range shared() {
+// sharedByKubelets are such directories too. Other nodes' kubelets have mounts on them that the host doesn't see, and that go
+// with the directory: they are for the last node to remove whose kubelet may run, see [kernel.giveBack].
+func sharedByKubelets() []string { return []string{kubeletHome, containerLogs} }
+
+// makeShared makes what is missing of shared directories.
+func makeShared(dirs []string) error {
+	for _, dir := range dirs {
 		err := os.Mkdir(dir, 0o711)
 		if errors.Is(err, fs.ErrExist) {
 			continue
@@ -44,9 +48,9 @@ func makeShared() error {
 	return nil
 }
 
-// removeShared removes the shared directories that nodes made and nothing is in any more.
-func removeShared() {
-	for _, dir := range slices.Backward(shared()) {
+// removeShared removes those of shared directories that nodes made and nothing is in any more.
+func removeShared(dirs []string) {
+	for _, dir := range slices.Backward(dirs) {
 		if _, err := unix.Lgetxattr(dir, madeMark, nil); err != nil {
 			continue
 		}

@@ -46,7 +46,7 @@ func (n *Node) Stop(ctx context.Context) error {
 	busy := errors.Join(n.endProcesses(ctx), n.deleteOrphans(ctx), n.unmountAll())
 	errs = append(errs, busy, n.removeBridge(), n.removeFIFOs(tasks), n.removeNetworkResults())
 	removeCgroups(namespaces)
-	removeShared()
+	removeShared(shared())
 	if busy == nil { // else something still uses the files, and the next Stop needs them
 		errs = append(errs, os.RemoveAll(n.sockets), os.RemoveAll(n.dir))
 	}

@@ -73,9 +73,9 @@ func (k kernel) borrow(node string) error {
 	})
 }
 
-// giveBack restores the values if no other node needs them. One that is no longer the kubelet's was changed by somebody else,
-// and stays.
-func (k kernel) giveBack(node string) error {
+// giveBack restores the values if no other node needs them, and calls last. A value that is no longer the kubelet's was changed by
+// somebody else, and stays.
+func (k kernel) giveBack(node string, last func()) error {
 	return k.locked(func(t *tunables) error {
 		t.Nodes = slices.DeleteFunc(t.Nodes, func(other string) bool {
 			_, err := os.Lstat(other)
@@ -84,6 +84,7 @@ func (k kernel) giveBack(node string) error {
 		if len(t.Nodes) > 0 {
 			return nil
 		}
+		last()
 		var errs []error
 		changed := kubeletTunables()
 		for name, value := range t.Before {

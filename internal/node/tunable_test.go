@@ -47,6 +47,8 @@ func TestTunables(t *testing.T) {
 	}
 	nodes := t.TempDir()
 	a, b, gone := filepath.Join(nodes, "a"), filepath.Join(nodes, "b"), filepath.Join(nodes, "gone")
+	lasts := 0
+	last := func() { lasts++ }
 	do(errors.Join(os.Mkdir(a, 0o755), os.Mkdir(b, 0o755)))
 
 	// Some kernels lack some values; here are two.
@@ -57,16 +59,22 @@ func TestTunables(t *testing.T) {
 	do(k.borrow(b))
 	do(k.borrow(b))
 	do(k.borrow(gone)) // without its directory, it has gone without giving back
-	do(k.giveBack(a))
-	do(k.giveBack(a))
+	do(k.giveBack(a, last))
+	do(k.giveBack(a, last))
 	check("with a node left", changed)
+	if lasts != 0 {
+		t.Error("a node is taken for the last")
+	}
 	write(map[string]string{"kernel/panic": "60"})
-	do(k.giveBack(b))
+	do(k.giveBack(b, last))
+	if lasts != 1 {
+		t.Errorf("%d calls for the last node", lasts)
+	}
 	check("after the last", map[string]string{"vm/overcommit_memory": "0", "kernel/panic": "60", "kernel/panic_on_oops": "1"})
 	if _, err := os.Lstat(k.record()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the record is left: %v", err)
 	}
-	do(k.giveBack(b))
+	do(k.giveBack(b, last))
 
 	do(os.WriteFile(k.record(), []byte("{"), 0o600))
 	if err := k.borrow(a); err == nil {
