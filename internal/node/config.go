@@ -79,6 +79,8 @@ imports = []
 disabled_plugins = [
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
   "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri",
+  # It makes directories in /opt.
+  "io.containerd.internal.v1.opt",
 ]
 
 [grpc]
