@@ -150,30 +150,39 @@ func TestPortForward(t *testing.T) {
 	}
 }
 
-// An ephemeral container with a target sees its processes.
+// An ephemeral container with a target sees its processes. In a sandboxed pod it does where the pod shares process IDs; where it
+// doesn't, it has the VM in common with the rest of the pod, see docs/adr/0007-task-pids.md.
 func TestDebug(t *testing.T) {
-	inBoth(t, func(t *testing.T, k client, pod string) {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*generous)
-		defer cancel()
-		s := startOnTerminal(t, k.command(ctx, "debug", "-it", pod, "--image="+kit.BaseImage, "--target="+mainContainer,
-			"--container=debugger", "--profile=baseline", "--", "sh"), 40, 200)
-		// The prompt comes when the container runs and kubectl is attached; what is typed before that is lost.
-		s.says(t, "# ")
-		s.typeLine(t, "tr '\\0' ' ' < /proc/1/cmdline; echo; echo do''ne")
-		s.says(t, "done\r\n")
-		if !strings.Contains(s.output.String(), "testprog serve 8080") {
-			t.Errorf("the debugger doesn't see process 1 of its target: %q", s.output)
-		}
-		s.typeLine(t, "cat /proc/1/root/etc/passwd | grep -c app; echo see''n")
-		s.says(t, "seen\r\n")
-		s.typeLine(t, "exit")
-		if err := s.end(t); err != nil {
-			t.Errorf("kubectl debug: %v: %q", err, s.output)
-		}
-		if image := k.get(t, "pod/"+pod, "{.spec.ephemeralContainers[?(@.name=='debugger')].image}"); image != kit.BaseImage {
-			t.Errorf("the pod's ephemeral container has the image %q", image)
-		}
-	})
+	k := shared(t)
+	for _, c := range []struct {
+		pod  string
+		sees bool
+	}{{ordinary0, true}, {sandboxed0, false}, {sandboxed1, true}} {
+		t.Run(c.pod, func(t *testing.T) {
+			t.Parallel()
+			kernel := k.exec(t, c.pod, "uname", "-r")
+			ctx, cancel := context.WithTimeout(context.Background(), 2*generous)
+			defer cancel()
+			s := startOnTerminal(t, k.command(ctx, "debug", "-it", c.pod, "--image="+kit.BaseImage, "--target="+mainContainer,
+				"--container=debugger", "--profile=baseline", "--", "sh"), 40, 200)
+			// The prompt comes when the container runs and kubectl is attached; what is typed before that is lost.
+			s.says(t, "# ")
+			s.typeLine(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; echo; echo do''ne")
+			s.says(t, "done\r\n")
+			if got := strings.Contains(s.output.String(), "testprog serve 8080"); got != c.sees {
+				t.Errorf("the debugger sees processes of its target: %v; it says %q", got, s.output)
+			}
+			s.typeLine(t, "echo kernel $(uname -r) $(hostname)")
+			s.says(t, "kernel "+kernel+" "+c.pod+"\r\n")
+			s.typeLine(t, "exit")
+			if err := s.end(t); err != nil {
+				t.Errorf("kubectl debug: %v: %q", err, s.output)
+			}
+			if image := k.get(t, "pod/"+c.pod, "{.spec.ephemeralContainers[?(@.name=='debugger')].image}"); image != kit.BaseImage {
+				t.Errorf("the pod's ephemeral container has the image %q", image)
+			}
+		})
+	}
 }
 
 func TestTop(t *testing.T) {

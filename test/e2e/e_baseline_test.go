@@ -50,6 +50,7 @@ spec:
 // Pod Security Admission takes its defaults from the cluster's configuration (see clusterConfig), and labels over them.
 func TestPodSecurity(t *testing.T) {
 	const refused, warned = "is forbidden: violates PodSecurity", "Warning: would violate PodSecurity"
+	made := map[string]client{}
 	for _, c := range []struct {
 		name, namespace string
 		labels          []string
@@ -66,11 +67,12 @@ func TestPodSecurity(t *testing.T) {
 		{"warn by label", "psa-quiet", []string{"warn=privileged"}, basePod, "", ""},
 		{"a version by label", "psa-version", []string{"enforce=restricted", "enforce-version=v1.30"}, basePod, "restricted:v1.30", ""},
 	} {
+		k, ok := made[c.namespace]
+		if !ok {
+			k = newNamespace(t, c.namespace)
+			made[c.namespace] = k
+		}
 		t.Run(c.name, func(t *testing.T) {
-			k := client{c.namespace}
-			if (client{}).try("get", "namespace", c.namespace).code != 0 {
-				k = newNamespace(t, c.namespace)
-			}
 			for _, label := range c.labels {
 				client{}.run(t, "label", "namespace", c.namespace, "pod-security.kubernetes.io/"+label)
 			}

@@ -42,24 +42,19 @@ type pod struct {
 	Name string
 	// Kind is a label: pods of one kind are on different nodes. Class is a RuntimeClass, or empty.
 	Kind, Class string
+	// SharePIDs: its containers see each other's processes.
+	SharePIDs bool
 }
 
 func fixturePods() []pod {
 	return []pod{
-		{ordinary0, "ordinary", ""}, {ordinary1, "ordinary", ""},
-		{sandboxed0, "sandboxed", classBulkhead}, {sandboxed1, "sandboxed", classKata},
+		{Name: ordinary0, Kind: "ordinary"}, {Name: ordinary1, Kind: "ordinary"},
+		{Name: sandboxed0, Kind: "sandboxed", Class: classBulkhead}, {Name: sandboxed1, Kind: "sandboxed", Class: classKata, SharePIDs: true},
 	}
 }
 
 // fixtureTemplate is applied when the cluster is there; nobody waits for it but the tests that use it.
 const fixtureTemplate = `
-apiVersion: v1
-kind: Namespace
-metadata: {name: {{ .Shared }}}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: {{ .Eviction }}}
 {{- range .Pods }}
 ---
 apiVersion: v1
@@ -73,6 +68,7 @@ spec:
   {{- if .Class }}
   runtimeClassName: {{ .Class }}
   {{- end }}
+  shareProcessNamespace: {{ .SharePIDs }}
   affinity:
     podAntiAffinity:
       requiredDuringSchedulingIgnoredDuringExecution:
@@ -130,9 +126,22 @@ func applyFixtures(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, name := range []string{sharedNamespace, evictionNamespace} {
+		if err := createNamespace(ctx, name); err != nil {
+			return err
+		}
+	}
 	cmd := client{}.command(ctx, "apply", "-f", "-")
 	cmd.Stdin = strings.NewReader(manifest)
 	return run(cmd).failure()
+}
+
+// createNamespace returns when pods can be made in it: they need the account that a controller adds to each.
+func createNamespace(ctx context.Context, name string) error {
+	if err := run(client{}.command(ctx, "create", "namespace", name)).failure(); err != nil {
+		return err
+	}
+	return run(client{name}.command(ctx, "wait", "--for=create", "--timeout="+generous.String(), "serviceaccount/default")).failure()
 }
 
 // render fills a manifest's template.

@@ -45,7 +45,7 @@ func TestRefusals(t *testing.T) {
 		{"a pool's name with capitals", create("second", "--nodepool-name", "Pool"), []string{"--nodepool-name", "Pool"}},
 		{"a pool's name of 13 letters", create("second", "--nodepool-name", "abcdefghijklm"), []string{"--nodepool-name", "abcdefghijklm"}},
 		{"a runtime that isn't there", create("second", "--workload-runtime", "kvm"), []string{"--workload-runtime", "kvm", "vm-isolation"}},
-		{"no nodes", create("second", "--node-count", "0"), []string{"--node-count", "0"}},
+		{"fewer nodes than none", create("second", "--node-count", "-1"), []string{"--node-count", "-1"}},
 		{"more nodes than can be", create("second", "--node-count", "1000"), []string{"--node-count", "1000"}},
 		{"a configuration that isn't there", create("second", "--config", "/nowhere.yaml"), []string{"--config", "/nowhere.yaml"}},
 		{"a configuration with an unknown key", create("second", "--config", unknownKey), []string{unknownKey, "podSecurity", "enforced"}},

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -23,28 +24,35 @@ func TestNodePool(t *testing.T) {
 	removed := false
 	t.Cleanup(func() {
 		if !removed { // the test has failed: the others want the cluster as it was
-			if err := bulkhead(t.Context(), "nodepool", "delete", "--cluster-name", clusterName, "--name", "extra").failure(); err != nil {
+			if err := bulkhead(context.Background(), "nodepool", "delete", "--cluster-name", clusterName, "--name", "extra").failure(); err != nil {
 				t.Error(err)
 			}
 		}
 	})
-	node := "node/e2e-extra-0"
-	if labels := k.get(t, node, `{.metadata.labels.tier} {.metadata.labels.bulkhead\.dev/pool} {.metadata.labels.bulkhead\.dev/isolation}.`); labels != "extra extra ." {
+	nodes := func() []string {
+		t.Helper()
+		return strings.Fields(k.run(t, "get", "nodes", "-l", "bulkhead.dev/pool=extra", "-o", "jsonpath={.items[*].metadata.name}"))
+	}
+	if n := nodes(); len(n) != 1 || !strings.HasPrefix(n[0], "e2e-extra-") {
+		t.Fatalf("the pool's nodes are %v", n)
+	}
+	first := nodes()[0]
+	if labels := k.get(t, "node/"+first, `{.metadata.labels.tier} {.metadata.labels.bulkhead\.dev/pool} {.metadata.labels.bulkhead\.dev/isolation}.`); labels != "extra extra ." {
 		t.Errorf("the node's labels are %q", labels)
 	}
-	if taint := k.get(t, node, "{.spec.taints[?(@.key=='tier')].value}"); taint != "extra" {
+	if taint := k.get(t, "node/"+first, "{.spec.taints[?(@.key=='tier')].value}"); taint != "extra" {
 		t.Errorf("the node's taint is %q", taint)
 	}
-	t.Run("its pods and the others' reach each other", func(t *testing.T) { poolPods(t, k) })
-	t.Run("a node is stopped and started", func(t *testing.T) { poolNodeRestart(t, k) })
+	t.Run("its pods and the others' reach each other", func(t *testing.T) { poolPods(t, k, first) })
+	t.Run("a node is stopped and started", func(t *testing.T) { poolNodeRestart(t, k, first) })
 
 	member("nodepool", "scale", "--name", "extra", "--node-count", "2")
-	if nodes := k.run(t, "get", "nodes", "-l", "tier=extra", "-o", "jsonpath={.items[*].metadata.name}"); nodes != "e2e-extra-0 e2e-extra-1" {
-		t.Errorf("after growing, the pool's nodes are %s", nodes)
+	if n := nodes(); len(n) != 2 || n[0] != first {
+		t.Errorf("after growing, the pool's nodes are %v", n)
 	}
 	member("nodepool", "scale", "--name", "extra", "--node-count", "1")
-	if nodes := k.run(t, "get", "nodes", "-l", "tier=extra", "-o", "jsonpath={.items[*].metadata.name}"); nodes != "e2e-extra-0" {
-		t.Errorf("after shrinking, the pool's nodes are %s", nodes)
+	if diff := cmp.Diff([]string{first}, nodes()); diff != "" {
+		t.Errorf("after shrinking, the pool's nodes are (-want +got):\n%s", diff)
 	}
 	member("nodepool", "delete", "--name", "extra")
 	removed = true
@@ -72,10 +80,10 @@ spec:
 `
 
 // poolPods runs a pod on the new node, whose image came with the node, and asks it from the old nodes and the other way round.
-func poolPods(t *testing.T, k client) {
+func poolPods(t *testing.T, k client, node string) {
 	k.apply(t, fmt.Sprintf(poolPod, "inside"))
 	k.ready(t, "inside")
-	if on := k.get(t, "pod/inside", "{.spec.nodeName}"); on != "e2e-extra-0" {
+	if on := k.get(t, "pod/inside", "{.spec.nodeName}"); on != node {
 		t.Fatalf("the pod is on %s", on)
 	}
 	s := shared(t)
@@ -105,13 +113,13 @@ func poolPods(t *testing.T, k client) {
 }
 
 // poolNodeRestart stops a node that has a pod, and starts it: the pod runs again, and the others have noticed nothing.
-func poolNodeRestart(t *testing.T, k client) {
+func poolNodeRestart(t *testing.T, k client, node string) {
 	before := containers(t)
 	uid := k.get(t, "pod/inside", "{.metadata.uid}")
-	mustBulkhead(t, "node", "stop", "--cluster-name", clusterName, "e2e-extra-0")
+	mustBulkhead(t, "node", "stop", "--cluster-name", clusterName, node)
 	state := func() string {
 		for _, n := range show(t, clusterName).Nodes {
-			if n.Name == "e2e-extra-0" {
+			if n.Name == node {
 				return n.State
 			}
 		}
@@ -120,12 +128,12 @@ func poolNodeRestart(t *testing.T, k client) {
 	if s := state(); s != "stopped" {
 		t.Errorf("after the stop the node is %s", s)
 	}
-	k.await(t, "condition=Ready=Unknown", "node/e2e-extra-0")
-	mustBulkhead(t, "node", "start", "--cluster-name", clusterName, "e2e-extra-0")
+	k.await(t, "condition=Ready=Unknown", "node/"+node)
+	mustBulkhead(t, "node", "start", "--cluster-name", clusterName, node)
 	if s := state(); s != "running" {
 		t.Errorf("after the start the node is %s", s)
 	}
-	k.await(t, "condition=Ready", "node/e2e-extra-0")
+	k.await(t, "condition=Ready", "node/"+node)
 	k.ready(t, "inside")
 	if now := k.get(t, "pod/inside", "{.metadata.uid}"); now != uid {
 		t.Error("the pod is another one")

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -27,9 +29,8 @@ func containers(t *testing.T) []string {
 	return all
 }
 
-// healthy fails the test unless the cluster comes to do all that a user sees: nodes ready, pods ready and the same as before,
-// processes in them, services.
-func healthy(t *testing.T, k client, before []string) {
+// alive fails the test unless the cluster comes to be ready, with the same containers as before.
+func alive(t *testing.T, k client, before []string) {
 	t.Helper()
 	eventually(t, func() string {
 		if err := k.try("get", "--raw", "/readyz").failure(); err != nil {
@@ -42,15 +43,29 @@ func healthy(t *testing.T, k client, before []string) {
 	if diff := cmp.Diff(before, containers(t)); diff != "" {
 		t.Errorf("containers (-before +after):\n%s", diff)
 	}
+}
+
+// healthy is alive, and also wants processes in all pods, and services.
+func healthy(t *testing.T, k client, before []string) {
+	t.Helper()
+	alive(t, k, before)
+	var group sync.WaitGroup
 	for _, from := range sharedPods() {
-		eventually(t, func() string {
-			r := k.try("exec", from, "-c", mainContainer, "--", "testprog", "probe", patient, "tcp:kept:80")
-			if !strings.HasPrefix(r.stdout, "tcp:kept:80 ok") {
-				return fmt.Sprintf("service from %s: %q, %v", from, r.stdout, r.failure())
+		group.Go(func() {
+			deadline := time.Now().Add(generous)
+			for {
+				r := k.try("exec", from, "-c", mainContainer, "--", "testprog", "probe", patient, "tcp:kept:80")
+				if strings.HasPrefix(r.stdout, "tcp:kept:80 ok") {
+					return
+				}
+				if time.Now().After(deadline) {
+					t.Errorf("service from %s: %q, %v", from, r.stdout, r.failure())
+					return
+				}
 			}
-			return ""
 		})
 	}
+	group.Wait()
 }
 
 // keep makes a service and a ConfigMap for healthy and for what has to be there afterwards.
@@ -112,7 +127,7 @@ func TestComponentsAreKilled(t *testing.T) {
 				name := fmt.Sprintf("stored-%d-%s", i, c.Name)
 				k.run(t, "create", "configmap", name, "--from-literal=text="+name)
 				kill(t, of, c)
-				healthy(t, k, before)
+				alive(t, k, before)
 				if text := k.get(t, "configmap/"+name, "{.data.text}"); text != name {
 					t.Errorf("what was stored before the kill reads %q", text)
 				}
@@ -120,6 +135,7 @@ func TestComponentsAreKilled(t *testing.T) {
 			})
 		}
 	}
+	healthy(t, k, before)
 	// What the components do is done again: a new pod of each kind, with a volume, a policy-aware network and metrics.
 	n := newNamespace(t, "after-faults")
 	n.apply(t, plainPod(t, "ordinary", ""))
