@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -107,9 +108,12 @@ func (s *Sandbox) begin(spec ContainerSpec) (*container, error) {
 	number := s.made
 	s.made++
 	s.mu.Unlock()
-	var err error
+	pids, err := s.joinedPIDs(spec.Spec)
+	if err != nil {
+		return nil, err
+	}
 	c.guest, err = translate(spec.Spec, surroundings{
-		ID: spec.ID, MountPrefix: "c" + strconv.Itoa(number), Terminal: spec.Terminal, Sysctls: s.spec.Sysctls,
+		ID: spec.ID, MountPrefix: "c" + strconv.Itoa(number), Terminal: spec.Terminal, Sysctls: s.spec.Sysctls, PIDs: pids,
 	})
 	if err != nil {
 		return nil, err
@@ -129,6 +133,45 @@ func (s *Sandbox) begin(spec ContainerSpec) (*container, error) {
 	s.containers[spec.ID] = c
 	s.creating.Add(1)
 	return c, nil
+}
+
+// joinedPIDs finds out which pid namespace a spec means that names one by a path, which only says that it is one of this pod's:
+// in a pod whose containers share one, that; else the container's that is to be looked at, as with kubectl debug --target. It
+// returns the path of that one in the guest, or "".
+func (s *Sandbox) joinedPIDs(spec *specs.Spec) (string, error) {
+	if spec == nil || spec.Linux == nil || !slices.ContainsFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace && ns.Path != ""
+	}) {
+		return "", nil
+	}
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.containers))
+	s.mu.Unlock()
+	var targets []uint32
+	for _, c := range all {
+		c.mu.Lock()
+		pid := c.pid
+		c.mu.Unlock()
+		if pid != 0 && c.init.now() == running && c.guest.ownPIDs() {
+			targets = append(targets, pid)
+		}
+	}
+	switch len(targets) {
+	case 0:
+		return "", nil
+	case 1:
+		return fmt.Sprintf("/proc/%d/ns/pid", targets[0]), nil
+	default:
+		return "", unsupported("joining the processes of one of the pod's %d running containers: which one can't be told; "+
+			"leave --target out, or set shareProcessNamespace in the pod's spec", len(targets))
+	}
+}
+
+// ownPIDs says whether the container has a pid namespace of its own.
+func (t translation) ownPIDs() bool {
+	return t.Spec != nil && t.Spec.Linux != nil && slices.ContainsFunc(t.Spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace && ns.Path == ""
+	})
 }
 
 func (s *Sandbox) forget(c *container) {

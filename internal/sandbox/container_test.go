@@ -473,6 +473,60 @@ func TestCreateRefuses(t *testing.T) {
 	}
 }
 
+// A spec names the pid namespace to join by the pid of a task, which is the same for all of the pod. What is meant follows from
+// what the pod's containers have.
+func TestJoinedPIDs(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	// joined creates a container that joins, and returns the path that the guest is told; "shared" for the pod's own.
+	joined := func(id string) (string, error) {
+		t.Helper()
+		spec := w.container(id, "sleep")
+		for i, ns := range spec.Spec.Linux.Namespaces {
+			if ns.Type == specs.PIDNamespace {
+				spec.Spec.Linux.Namespaces[i].Path = "/proc/4711/ns/pid"
+			}
+		}
+		if _, err := s.CreateContainer(t.Context(), spec); err != nil {
+			return "", err
+		}
+		made := w.agent.Requests("CreateContainer")
+		var told specs.Spec
+		if err := json.Unmarshal(made[len(made)-1].(*guestapi.CreateContainerRequest).Spec, &told); err != nil {
+			t.Fatal(err)
+		}
+		for _, ns := range told.Linux.Namespaces {
+			if ns.Type == specs.PIDNamespace {
+				return ns.Path, nil
+			}
+		}
+		return "shared", nil
+	}
+	if path, err := joined("alone"); err != nil || path != "shared" {
+		t.Errorf("in a pod without another container: %q, %v", path, err)
+	}
+	app := w.create(s, "app", "sleep")
+	if path, err := joined("early"); err != nil || path != "shared" {
+		t.Errorf("beside a container that doesn't run yet: %q, %v", path, err)
+	}
+	pid, err := app.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := fmt.Sprintf("/proc/%d/ns/pid", pid)
+	for _, id := range []string{"debug", "again"} {
+		if path, err := joined(id); err != nil || path != want {
+			t.Errorf("%s: told to join %q, want %q, %v", id, path, want, err)
+		}
+	}
+	if _, err := w.create(s, "sidecar", "sleep").Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if path, err := joined("which"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "2 running containers") {
+		t.Errorf("with two to choose from: %q, %v", path, err)
+	}
+}
+
 // TestDeleteFails: as long as the guest doesn't let go, nothing is taken from it, and Delete can be called again.
 func TestDeleteFails(t *testing.T) {
 	w := newWorld(t)

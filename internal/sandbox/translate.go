@@ -46,6 +46,8 @@ type surroundings struct {
 	Terminal bool
 	// Sysctls are the pod's, already set.
 	Sysctls map[string]string
+	// PIDs is the path, in the guest, of the pid namespace that a spec means that joins one; empty: the pod's shared one.
+	PIDs string
 }
 
 // translate turns the OCI spec that was written for the host into the guest's. It is pure and makes a new spec from
@@ -62,8 +64,8 @@ type surroundings struct {
 //	             are refused: nothing the host mounts later shows up in a VM.
 //	hooks        refused: they are programs of the host.
 //	annotations  dropped: runtimes take orders from them.
-//	namespaces   mount and cgroup new; network, ipc and uts are the VM's own, so all containers share them; pid new, or
-//	             left out for the one that containers of the pod share. user is refused. time is kept.
+//	namespaces   mount and cgroup new; network, ipc and uts are the VM's own, so all containers share them; pid new, another
+//	             container's, or left out for the one that containers of the pod share. user is refused. time is kept.
 //	sysctl       must be the pod's (see FromOCI).
 //	resources    memory, cpu, pids, huge pages and the same of unified stay. What speaks of the host's devices, CPUs and
 //	             NUMA nodes goes, and so do limits of cgroup v1 and of swap, of which the guest has none.
@@ -163,7 +165,7 @@ func translateLinux(in *specs.Linux, env surroundings) (*specs.Linux, error) {
 			return nil, unsupported("sysctl %s = %q of one container: sysctls are the pod's", name, value)
 		}
 	}
-	namespaces, err := translateNamespaces(in.Namespaces)
+	namespaces, err := translateNamespaces(in.Namespaces, env.PIDs)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +189,7 @@ func translateLinux(in *specs.Linux, env surroundings) (*specs.Linux, error) {
 	return out, nil
 }
 
-func translateNamespaces(in []specs.LinuxNamespace) ([]specs.LinuxNamespace, error) {
+func translateNamespaces(in []specs.LinuxNamespace, pids string) ([]specs.LinuxNamespace, error) {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
 	seen := map[specs.LinuxNamespaceType]bool{}
 	for _, ns := range in {
@@ -204,10 +206,13 @@ func translateNamespaces(in []specs.LinuxNamespace) ([]specs.LinuxNamespace, err
 			out = append(out, specs.LinuxNamespace{Type: ns.Type})
 		case specs.PIDNamespace:
 			// The CRI names the namespace to join by the pid of a task, and the tasks of a pod all have the VMM's
-			// (docs/adr/0007-task-pids.md). So a path is the pod's shared namespace, which the guest keeps for those
-			// that come without one.
-			if ns.Path == "" {
+			// (docs/adr/0007-task-pids.md). So which one it means has been found out otherwise: another container's, or
+			// the pod's shared one, which the guest keeps for those that come without one.
+			switch {
+			case ns.Path == "":
 				out = append(out, specs.LinuxNamespace{Type: ns.Type})
+			case pids != "":
+				out = append(out, specs.LinuxNamespace{Type: ns.Type, Path: pids})
 			}
 		case specs.UserNamespace:
 			return nil, unsupported("user namespaces (hostUsers: false)")
