@@ -44,7 +44,8 @@ type Spec struct {
 // Process is one process that a supervisor keeps running.
 type Process struct {
 	Name string `json:"name"`
-	// Args is the command line. Its first is the absolute path of the program.
+	// Args is the command line. Its first is the absolute path of the program. When another program is there than the one that
+	// runs, a new spec starts the process anew, even if it is the same.
 	Args []string `json:"args"`
 	// Env is added to the Spec's.
 	Env []string `json:"env,omitempty"`
@@ -128,7 +129,7 @@ func (p Process) validate(names map[string]bool) error {
 func validateEnv(env []string) error {
 	for _, e := range env {
 		key, _, ok := strings.Cut(e, "=")
-		if !ok || key == "" || strings.HasPrefix(key, processMark) || key == supervisorMark {
+		if !ok || key == "" || slices.Contains([]string{ownerMark, processMark, hashMark, supervisorMark}, key) {
 			return fmt.Errorf("%q can't be in the environment: %w", e, errdefs.ErrInvalidArgument)
 		}
 	}
@@ -197,6 +198,12 @@ func (s Spec) find(name string) (Process, bool) {
 		return Process{}, false
 	}
 	return s.Processes[i], true
+}
+
+// patience is how long a process may take to end.
+func (s Spec) patience(h handle) time.Duration {
+	p, _ := s.find(h.name)
+	return p.stopTimeout()
 }
 
 // env is what the processes' environment has beside the marks. What is inherited doesn't make another process of it.

@@ -44,18 +44,23 @@ type supervisor struct {
 	record record
 	// runners has those that are in the spec, by the name of their process.
 	runners map[string]*runner
-	// changed is closed, and made anew, whenever a process becomes ready.
+	// changed is closed, and made anew, whenever a process becomes ready or the spec changes.
 	changed chan struct{}
 }
 
 // runner keeps one process running.
 type runner struct {
-	s       *supervisor
+	s    *supervisor
+	name string
+	hash string
+	// process is guarded by supervisor.mu: what doesn't make it another process may change while it runs.
 	process Process
-	hash    string
 	adopted *handle
-	// stop is closed to end the process, ended when it has.
-	stop, ended chan struct{}
+	// again has something in it when process has changed.
+	again chan struct{}
+	// stop is closed to end the process, ended when it has. Settled is closed when the first start has been tried, or has to
+	// wait for other processes.
+	stop, ended, settled chan struct{}
 }
 
 // Run is the supervisor itself. It returns the exit code when the context ends, or after SIGTERM, once its processes have
@@ -93,6 +98,9 @@ func Run(ctx context.Context, dir string, log *slog.Logger) int {
 // begin takes the directory over: what an earlier supervisor left running is adopted or ended.
 func (s *supervisor) begin() error {
 	var err error
+	if s.dir, err = filepath.Abs(s.dir); err != nil {
+		return err
+	}
 	if s.lock, err = acquire(s.dir); err != nil {
 		return err
 	}
@@ -113,27 +121,42 @@ func (s *supervisor) begin() error {
 	if err != nil {
 		s.log.Warn("the last record can't be read: processes are found by their environment alone", "error", err)
 	}
-	left, err := own(s.dir, last)
+	adopted, err := s.inherit(spec, last)
 	if err != nil {
 		return err
 	}
 	s.record = record{Version: recordVersion, Boot: bootID(), Supervisor: os.Getpid()}
+	for _, h := range adopted {
+		before := last.process(*h) // its restarts count on, but whether it is ready has to be asked
+		before.Ready = false
+		s.record.Processes = append(s.record.Processes, before)
+	}
+	s.log.Info("supervising", "name", spec.Name, "pid", os.Getpid(), "processes", len(spec.Processes), "adopted", len(adopted))
+	s.apply(spec, hash, adopted)
+	return nil
+}
+
+// inherit returns, by name, the processes of an earlier supervisor that are as the spec has them, and ends the others.
+func (s *supervisor) inherit(spec Spec, last record) (map[string]*handle, error) {
+	left, err := own(s.dir, last)
+	if err != nil {
+		return nil, err
+	}
 	adopted := map[string]*handle{}
+	var others []handle
 	for _, h := range left {
-		if p, ok := spec.find(h.name); ok && spec.hash(p) == h.hash && runs(h.pid, p.Args[0]) && adopted[h.name] == nil {
+		p, ok := spec.find(h.name)
+		if ok && spec.hash(p) == h.hash && runs(h.pid, p.Args[0]) && inNetNS(h.pid, spec.NetNS) && adopted[h.name] == nil {
 			adopted[h.name] = &h
 			continue
 		}
 		s.log.Info("ending a process that an earlier supervisor left", "process", h.name, "pid", h.pid)
-		if err := h.end(context.Background(), DefaultStopTimeout); err != nil {
-			s.log.Error("can't end process", "process", h.name, "error", err)
-		}
-		h.close()
+		others = append(others, h)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.apply(spec, hash, adopted)
-	return nil
+	if err := endAll(context.Background(), others, spec.patience, true); err != nil {
+		s.log.Error("can't end what an earlier supervisor left", "error", err)
+	}
+	return adopted, nil
 }
 
 // reload takes the new spec, or keeps the old one and says why.
@@ -159,38 +182,64 @@ func (s *supervisor) reload() {
 	s.mu.Unlock()
 	s.stopAll(gone)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, r := range gone {
-		delete(s.runners, r.process.Name)
+		delete(s.runners, r.name)
 	}
+	s.mu.Unlock()
 	s.log.Info("took the new spec", "stopped", len(gone))
 	s.apply(spec, hash, nil)
 }
 
-// apply starts what the spec has and doesn't run. The caller holds the lock.
+// apply starts what the spec has and doesn't run. It returns when the start of all that need not wait has been tried.
 func (s *supervisor) apply(spec Spec, hash string, adopted map[string]*handle) {
+	for _, r := range s.take(spec, adopted) {
+		<-r.settled
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.record.Spec, s.record.Refused, s.record.Problem = hash, "", ""
+	s.save()
+}
+
+// take makes the spec the supervisor's, and returns the runners that are new.
+func (s *supervisor) take(spec Spec, adopted map[string]*handle) []*runner {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.spec = spec
 	old := s.record.Processes
-	s.record.Spec, s.record.Refused, s.record.Problem, s.record.Processes = hash, "", "", nil
+	s.record.Processes = nil
+	var fresh []*runner
 	for _, p := range spec.Processes {
-		entry := recordedProcess{ProcessStatus: ProcessStatus{Name: p.Name, Phase: Waiting, Since: time.Now()}, Log: p.Log}
-		if _, runs := s.runners[p.Name]; runs {
+		entry := recordedProcess{ProcessStatus: ProcessStatus{Name: p.Name, Phase: Waiting, Since: time.Now()}}
+		r := s.runners[p.Name]
+		if r != nil || adopted[p.Name] != nil {
 			if i := slices.IndexFunc(old, func(o recordedProcess) bool { return o.Name == p.Name }); i >= 0 {
 				entry = old[i]
 			}
 		}
+		entry.Log = p.Log
 		s.record.Processes = append(s.record.Processes, entry)
-	}
-	s.save()
-	for _, p := range spec.Processes {
-		if r, runs := s.runners[p.Name]; runs {
+		if r != nil {
 			r.process = p
+			select {
+			case r.again <- struct{}{}:
+			default:
+			}
 			continue
 		}
-		r := &runner{s: s, process: p, hash: spec.hash(p), adopted: adopted[p.Name], stop: make(chan struct{}), ended: make(chan struct{})}
+		r = &runner{
+			s: s, name: p.Name, process: p, hash: spec.hash(p), adopted: adopted[p.Name], again: make(chan struct{}, 1),
+			stop: make(chan struct{}), ended: make(chan struct{}), settled: make(chan struct{}),
+		}
 		s.runners[p.Name] = r
-		go r.run(spec.env(p))
+		fresh = append(fresh, r)
 	}
+	s.save()
+	s.tell()
+	for _, r := range fresh {
+		go r.run(spec.env(r.process))
+	}
+	return fresh
 }
 
 // end stops everything.
@@ -216,7 +265,7 @@ func (s *supervisor) stopAll(runners []*runner) {
 	for _, level := range slices.Backward(order) {
 		var now []*runner
 		for _, r := range runners {
-			if slices.Contains(level, r.process.Name) {
+			if slices.Contains(level, r.name) {
 				close(r.stop)
 				now = append(now, r)
 			}
@@ -275,8 +324,8 @@ func (s *supervisor) update(name string, change func(*recordedProcess)) {
 				p.Since = time.Now()
 			}
 			if p.Ready && !before.Ready {
-				close(s.changed)
-				s.changed = make(chan struct{})
+				s.log.Info("process is ready", "process", name)
+				s.tell()
 			}
 			if *p != before {
 				s.save()
@@ -284,6 +333,12 @@ func (s *supervisor) update(name string, change func(*recordedProcess)) {
 			return
 		}
 	}
+}
+
+// tell wakes those that wait for a change. The caller holds the lock.
+func (s *supervisor) tell() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 // pid is that of a process, or 0 if it doesn't run. The caller holds the lock.
@@ -306,6 +361,20 @@ func runs(pid int, path string) bool {
 	return err == nil && os.SameFile(now, running)
 }
 
+// inNetNS says whether a process is in the network namespace of a path; in the one of no path all are. One that was removed
+// and made again is another one.
+func inNetNS(pid int, path string) bool {
+	if path == "" {
+		return true
+	}
+	wanted, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	is, err := os.Stat(procFile(pid, "ns/net"))
+	return err == nil && os.SameFile(wanted, is)
+}
+
 // ready says whether all of the named are, and returns what is closed when that may have changed.
 func (s *supervisor) ready(names []string) (bool, <-chan struct{}) {
 	s.mu.Lock()
@@ -321,44 +390,60 @@ func (s *supervisor) ready(names []string) (bool, <-chan struct{}) {
 // run keeps the process running until it is to stop.
 func (r *runner) run(env []string) {
 	defer close(r.ended)
-	defer r.s.update(r.process.Name, func(p *recordedProcess) { p.Phase, p.PID, p.Ticks, p.Ready = Stopped, 0, 0, false })
-	if !r.awaitOthers() {
+	defer r.s.update(r.name, func(p *recordedProcess) { p.Phase, p.PID, p.Ticks, p.Ready = Stopped, 0, 0, false })
+	settle := sync.OnceFunc(func() { close(r.settled) })
+	defer settle()
+	if !r.awaitOthers(settle) {
 		return
 	}
-	backoff := firstBackoff
+	var pause time.Duration
 	for {
 		began := time.Now()
-		exit, stopped := r.once(env)
+		exit, stopped := r.once(env, settle)
 		if stopped {
 			return
 		}
-		if time.Since(began) > steady {
-			backoff = firstBackoff
-		}
-		r.s.log.Warn("process ended", "process", r.process.Name, "exit", exit, "again-in", backoff)
-		r.s.update(r.process.Name, func(p *recordedProcess) {
+		pause = backoff(pause, time.Since(began))
+		r.s.log.Warn("process ended", "process", r.name, "exit", exit, "again-in", pause)
+		r.s.update(r.name, func(p *recordedProcess) {
 			p.Phase, p.PID, p.Ticks, p.Ready, p.LastExit = Backoff, 0, 0, false, exit
 			p.Restarts++
 		})
+		settle()
 		select {
 		case <-r.stop:
 			return
-		case <-time.After(backoff):
+		case <-time.After(pause):
 		}
-		backoff = min(2*backoff, maxBackoff)
 	}
 }
 
+// backoff is the pause before a process is started again that lived so long after the last pause.
+func backoff(last, lived time.Duration) time.Duration {
+	if last == 0 || lived > steady {
+		return firstBackoff
+	}
+	return min(2*last, maxBackoff)
+}
+
+// spec returns what the process is to be now.
+func (r *runner) spec() Process {
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	return r.process
+}
+
 // awaitOthers waits for the processes that this one comes after. One that was adopted doesn't wait.
-func (r *runner) awaitOthers() bool {
+func (r *runner) awaitOthers(settle func()) bool {
 	if r.adopted != nil {
 		return true
 	}
 	for {
-		ok, changed := r.s.ready(r.process.After)
+		ok, changed := r.s.ready(r.spec().After)
 		if ok {
 			return true
 		}
+		settle()
 		select {
 		case <-changed:
 		case <-r.stop:
@@ -368,26 +453,31 @@ func (r *runner) awaitOthers() bool {
 }
 
 // once starts the process, or takes the adopted one, and returns when it has ended, with how, or was stopped.
-func (r *runner) once(env []string) (exit string, stopped bool) {
+func (r *runner) once(env []string, settle func()) (exit string, stopped bool) {
 	var wait func() string
 	h := r.adopted
 	r.adopted = nil
 	if h != nil {
-		r.s.log.Info("adopted process", "process", r.process.Name, "pid", h.pid)
+		r.s.log.Info("adopted process", "process", r.name, "pid", h.pid)
 		wait = func() string { h.waitForever(); return "no one was there to see how" }
 	} else {
 		cmd, started, err := r.start(env)
+		r.s.update(r.name, func(p *recordedProcess) { p.Unstartable = err != nil })
 		if err != nil {
-			r.s.update(r.process.Name, func(p *recordedProcess) { p.Unstartable = true })
 			return err.Error(), false
 		}
+		if started == nil {
+			return describe(cmd.Wait()), false
+		}
 		h = started
+		r.s.log.Info("started process", "process", r.name, "pid", h.pid)
 		wait = func() string { return describe(cmd.Wait()) }
 	}
 	defer h.close()
-	r.s.update(r.process.Name, func(p *recordedProcess) {
-		p.Phase, p.PID, p.Ticks, p.Unstartable, p.Problem = Running, h.pid, h.ticks, false, ""
+	r.s.update(r.name, func(p *recordedProcess) {
+		p.Phase, p.PID, p.Ticks, p.Problem = Running, h.pid, h.ticks, ""
 	})
+	settle()
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var probing sync.WaitGroup
@@ -398,10 +488,10 @@ func (r *runner) once(env []string) (exit string, stopped bool) {
 	case exit = <-done:
 	case <-r.stop:
 		stopped = true
-		if err := h.end(context.Background(), r.process.stopTimeout()); err != nil {
-			r.s.log.Error("can't end process", "process", r.process.Name, "error", err)
+		if err := h.end(context.Background(), r.spec().stopTimeout()); err != nil {
+			r.s.log.Error("can't end process", "process", r.name, "error", err)
 		} else {
-			<-done
+			r.s.log.Info("stopped process", "process", r.name, "exit", <-done)
 		}
 	}
 	cancel()
@@ -409,13 +499,15 @@ func (r *runner) once(env []string) (exit string, stopped bool) {
 	return exit, stopped
 }
 
+// start returns no handle if the process has ended already; it is to be waited for all the same.
 func (r *runner) start(env []string) (*exec.Cmd, *handle, error) {
-	log, err := openLog(r.process.Log)
+	process := r.spec()
+	log, err := openLog(process.Log)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer log.Close()
-	cmd := exec.Command(r.process.Args[0], r.process.Args[1:]...)
+	cmd := exec.Command(process.Args[0], process.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = r.environment(env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -423,12 +515,11 @@ func (r *runner) start(env []string) (*exec.Cmd, *handle, error) {
 		return nil, nil, fmt.Errorf("start: %w", err)
 	}
 	h, err := openHandle(cmd.Process.Pid)
+	if errors.Is(err, errdefs.ErrNotFound) {
+		return cmd, nil, nil
+	}
 	if err != nil {
-		// It ended at once, and nobody else waits for it.
-		if waited := cmd.Wait(); errors.Is(err, errdefs.ErrNotFound) {
-			return nil, nil, errors.New(describe(waited))
-		}
-		return nil, nil, err
+		return nil, nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait())
 	}
 	return cmd, &h, nil
 }
@@ -442,32 +533,36 @@ func (r *runner) environment(env []string) []string {
 		}
 	}
 	all = append(all, env...)
-	return append(all, ownerMark+"="+r.s.dir, processMark+"="+r.process.Name, hashMark+"="+r.hash)
+	return append(all, ownerMark+"="+r.s.dir, processMark+"="+r.name, hashMark+"="+r.hash)
 }
 
 // probe keeps asking whether the process is ready.
 func (r *runner) probe(ctx context.Context) {
 	for tries := 0; ; tries++ {
-		err := r.process.Ready.check(ctx)
+		probe := r.spec().Ready
+		err := probe.check(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		r.s.update(r.process.Name, func(p *recordedProcess) {
+		r.s.update(r.name, func(p *recordedProcess) {
 			p.Ready, p.Problem = err == nil, ""
 			if err != nil {
 				p.Problem = err.Error()
 			}
 		})
-		if err == nil && r.process.Ready == nil {
-			return // it is ready as long as it runs
-		}
 		if err == nil {
 			tries = 0
+		}
+		var next <-chan time.Time // never, without a probe: it is ready as long as it runs
+		if probe != nil {
+			next = time.After(pause(tries, err == nil))
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(pause(tries, err == nil)):
+		case <-r.again:
+			tries = 0
+		case <-next:
 		}
 	}
 }
