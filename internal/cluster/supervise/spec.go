@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // DefaultStopTimeout is how long a process may take to end after SIGTERM, unless it says otherwise.
@@ -44,8 +45,8 @@ type Spec struct {
 // Process is one process that a supervisor keeps running.
 type Process struct {
 	Name string `json:"name"`
-	// Args is the command line. Its first is the absolute path of the program. When another program is there than the one that
-	// runs, a new spec starts the process anew, even if it is the same.
+	// Args is the command line. Its first is the absolute path of the program. When another file is there than the one that was
+	// run, as after an upgrade, a new spec starts the process anew, even if it is the same.
 	Args []string `json:"args"`
 	// Env is added to the Spec's.
 	Env []string `json:"env,omitempty"`
@@ -211,8 +212,18 @@ func (s Spec) env(p Process) []string { return slices.Concat(s.Env, p.Env) }
 
 // hash is what BULKHEAD_PROCESS_HASH says of a process: what it has to be started anew for when it changes.
 func (s Spec) hash(p Process) string {
-	all := slices.Concat([]string{p.Log, s.NetNS, s.Cgroup}, p.Args, []string{""}, s.env(p))
+	all := slices.Concat([]string{p.Log, s.NetNS, s.Cgroup, program(p.Args[0])}, p.Args, []string{""}, s.env(p))
 	return hashOf(p.Args) + "-" + hashOf(all)
+}
+
+// program tells files apart that were at a path one after the other. A running process keeps its file's number from being
+// used again. It is not asked what the process runs now: that may be what a script in Args has replaced itself by.
+func program(path string) string {
+	var s unix.Stat_t
+	if err := unix.Stat(path, &s); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", s.Dev, s.Ino)
 }
 
 func hashOf(list []string) string {

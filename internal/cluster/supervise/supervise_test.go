@@ -343,8 +343,11 @@ func TestGrandchildrenAreLeftAlone(t *testing.T) {
 	if err != nil || variable(env, ownerMark) != b.dir {
 		t.Fatalf("the grandchild doesn't have the mark: the test shows nothing (%v)", err)
 	}
+	pid := b.find("parent").PID
 	b.killSupervisor()
-	b.run(parent)
+	if again := b.run(parent)["parent"]; again != pid {
+		t.Errorf("a process that replaced itself by another program wasn't adopted: %d, then %d", pid, again)
+	}
 	if err := Stop(t.Context(), b.dir); err != nil {
 		t.Fatal(err)
 	}

@@ -52,9 +52,10 @@ type supervisor struct {
 type runner struct {
 	s    *supervisor
 	name string
-	hash string
 	// process is guarded by supervisor.mu: what doesn't make it another process may change while it runs.
 	process Process
+	// hash is that of the process as it was started last. It is guarded by supervisor.mu.
+	hash    string
 	adopted *handle
 	// again has something in it when process has changed.
 	again chan struct{}
@@ -146,7 +147,7 @@ func (s *supervisor) inherit(spec Spec, last record) (map[string]*handle, error)
 	var others []handle
 	for _, h := range left {
 		p, ok := spec.find(h.name)
-		if ok && spec.hash(p) == h.hash && runs(h.pid, p.Args[0]) && inNetNS(h.pid, spec.NetNS) && adopted[h.name] == nil {
+		if ok && spec.hash(p) == h.hash && inNetNS(h.pid, spec.NetNS) && adopted[h.name] == nil {
 			adopted[h.name] = &h
 			continue
 		}
@@ -174,8 +175,7 @@ func (s *supervisor) reload() {
 	var gone []*runner
 	for name, r := range s.runners {
 		p, ok := spec.find(name)
-		pid := s.pid(name)
-		if !ok || spec.hash(p) != r.hash || pid != 0 && !runs(pid, p.Args[0]) {
+		if !ok || spec.hash(p) != r.hash {
 			gone = append(gone, r)
 		}
 	}
@@ -341,16 +341,6 @@ func (s *supervisor) tell() {
 	s.changed = make(chan struct{})
 }
 
-// pid is that of a process, or 0 if it doesn't run. The caller holds the lock.
-func (s *supervisor) pid(name string) int {
-	for _, p := range s.record.Processes {
-		if p.Name == name {
-			return p.PID
-		}
-	}
-	return 0
-}
-
 // runs says whether a process is of the program that is at the path now, which an upgrade may have replaced.
 func runs(pid int, path string) bool {
 	now, err := os.Stat(path)
@@ -501,7 +491,11 @@ func (r *runner) once(env []string, settle func()) (exit string, stopped bool) {
 
 // start returns no handle if the process has ended already; it is to be waited for all the same.
 func (r *runner) start(env []string) (*exec.Cmd, *handle, error) {
-	process := r.spec()
+	r.s.mu.Lock()
+	process := r.process
+	r.hash = r.s.spec.hash(process) // the program may be another than last time
+	mark := hashMark + "=" + r.hash
+	r.s.mu.Unlock()
 	log, err := openLog(process.Log)
 	if err != nil {
 		return nil, nil, err
@@ -509,7 +503,7 @@ func (r *runner) start(env []string) (*exec.Cmd, *handle, error) {
 	defer log.Close()
 	cmd := exec.Command(process.Args[0], process.Args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = r.environment(env)
+	cmd.Env = append(r.environment(env), mark)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, nil, fmt.Errorf("start: %w", err)
@@ -533,7 +527,7 @@ func (r *runner) environment(env []string) []string {
 		}
 	}
 	all = append(all, env...)
-	return append(all, ownerMark+"="+r.s.dir, processMark+"="+r.name, hashMark+"="+r.hash)
+	return append(all, ownerMark+"="+r.s.dir, processMark+"="+r.name)
 }
 
 // probe keeps asking whether the process is ready.
