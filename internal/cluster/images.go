@@ -93,3 +93,55 @@ func (m *Manager) Images(ctx context.Context, name string) ([]Image, error) {
 	}
 	return list, nil
 }
+
+// copyImages gives a node the images of another one that it lacks: those that were loaded by hand can't be pulled, and a pod that
+// runs on one node should run on any.
+func (c *cluster) copyImages(ctx context.Context, name string) error {
+	to, err := c.containerd(name)
+	if err != nil {
+		return err
+	}
+	has, err := to.Images(ctx)
+	if err != nil {
+		return fmt.Errorf("list its images: %w", err)
+	}
+	for _, other := range c.running() {
+		if other == name {
+			continue
+		}
+		from, err := c.containerd(other)
+		if err != nil {
+			return err
+		}
+		images, err := from.Images(ctx)
+		if err != nil {
+			continue // that node has troubles of its own; maybe another can help
+		}
+		maps.DeleteFunc(images, func(image string, _ int64) bool { _, ok := has[image]; return ok })
+		if len(images) == 0 {
+			continue
+		}
+		c.m.o.Progress("node %s: copying %d images of node %s", name, len(images), other)
+		for _, image := range slices.Sorted(maps.Keys(images)) {
+			if err := copyImage(ctx, image, from, to); err != nil {
+				// An image of which containerd hasn't kept everything was pulled, and can be pulled again.
+				c.m.o.Progress("node %s: image %s is not copied: %v", name, image, err)
+			}
+			has[image] = images[image]
+		}
+	}
+	return ctx.Err()
+}
+
+func copyImage(ctx context.Context, image string, from, to *node.Node) error {
+	dir, err := os.MkdirTemp(to.Dir(), "image-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	archive := filepath.Join(dir, "image.tar")
+	if err := from.Export(ctx, archive, image); err != nil {
+		return err
+	}
+	return to.Import(ctx, archive)
+}

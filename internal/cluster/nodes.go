@@ -198,6 +198,9 @@ func (c *cluster) bringUp(ctx context.Context, names []string, began time.Time) 
 		if err := c.startNode(ctx, name); err != nil {
 			return err
 		}
+		if err := c.copyImages(ctx, name); err != nil {
+			return fmt.Errorf("start node %s: %w", name, err)
+		}
 	}
 	return c.awaitNodes(ctx, names, began)
 }

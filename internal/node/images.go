@@ -16,6 +16,12 @@ func (n *Node) Images(ctx context.Context) (map[string]int64, error) {
 	return parseImages(out)
 }
 
+// Export writes images to an archive, which Import reads.
+func (n *Node) Export(ctx context.Context, archive string, images ...string) error {
+	_, err := n.Ctr(ctx, append([]string{"--namespace", criNamespace, "images", "export", archive}, images...)...)
+	return err
+}
+
 // parseImages reads ctr's table:
 //
 //	REF                        TYPE                                       DIGEST       SIZE    PLATFORMS   LABELS
