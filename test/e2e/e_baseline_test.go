@@ -141,8 +141,9 @@ func audited(t *testing.T, namespace, pod string) (auditEvent, bool) {
 func TestSeccompDefault(t *testing.T) {
 	k := shared(t)
 	for _, pod := range sharedPods() {
-		for _, process := range []string{"1", "self"} {
-			if status := k.exec(t, pod, "grep", "^Seccomp:", "/proc/"+process+"/status"); strings.TrimSpace(strings.TrimPrefix(status, "Seccomp:")) != "2" {
+		for _, process := range []string{"self", "$(pidof testprog | tr ' ' '\\n' | sort -n | head -n 1)"} {
+			status := k.exec(t, pod, "sh", "-c", "grep ^Seccomp: /proc/"+process+"/status")
+			if strings.TrimSpace(strings.TrimPrefix(status, "Seccomp:")) != "2" {
 				t.Errorf("%s, process %s: %q; mode 2 is a filter", pod, process, status)
 			}
 		}

@@ -53,7 +53,8 @@ func TestImageLoadRefuses(t *testing.T) {
 	}
 }
 
-// The cluster's registry is a mirror of docker.io (see clusterConfig): what is pushed there is pulled under docker.io's name.
+// The cluster's registry is a mirror of docker.io (see clusterConfig): what is pushed there under docker.io's name is pulled
+// by that name.
 func TestRegistryMirror(t *testing.T) {
 	k := newNamespace(t, "mirror")
 	image, err := tarball.ImageFromPath(suite.busybox, nil)
@@ -61,7 +62,7 @@ func TestRegistryMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	registry := netip.AddrPortFrom(controlPlane(t), 5000)
-	reference, err := name.NewTag(registry.String()+"/library/mirrored:1", name.Insecure)
+	reference, err := name.NewTag(registry.String()+"/docker.io/library/mirrored:1", name.Insecure)
 	if err != nil {
 		t.Fatal(err)
 	}
