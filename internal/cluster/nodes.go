@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -175,16 +174,15 @@ func (m *Manager) NodeStart(ctx context.Context, name, nodeName string) error {
 		return err
 	}
 	defer c.unlock()
-	began := time.Now()
 	n.Stopped = false
 	if err := c.write(); err != nil {
 		return err
 	}
-	return c.bringUp(ctx, []string{nodeName}, began)
+	return c.bringUp(ctx, []string{nodeName})
 }
 
 // bringUp starts nodes and waits for them.
-func (c *cluster) bringUp(ctx context.Context, names []string, began time.Time) error {
+func (c *cluster) bringUp(ctx context.Context, names []string) error {
 	if err := c.findIsolation(ctx); err != nil {
 		return err
 	}
@@ -202,7 +200,7 @@ func (c *cluster) bringUp(ctx context.Context, names []string, began time.Time) 
 			return fmt.Errorf("start node %s: %w", name, err)
 		}
 	}
-	return c.awaitNodes(ctx, names, began)
+	return c.awaitNodes(ctx, names)
 }
 
 // NodePartition cuts a node off from the network, or joins it again. Its pods go on. It lasts until the node is stopped.

@@ -33,7 +33,6 @@ func (m *Manager) AddPool(ctx context.Context, name string, p spec.Pool) error {
 	if err := m.checkPool(ctx, p, c.spec.Config); err != nil {
 		return err
 	}
-	began := time.Now()
 	wasWithout := !c.hasVMs()
 	c.spec.Pools = append(c.spec.Pools, p)
 	names, err := c.allocate(p.Name, p.Count)
@@ -43,7 +42,7 @@ func (m *Manager) AddPool(ctx context.Context, name string, p spec.Pool) error {
 	if err := c.write(); err != nil {
 		return err
 	}
-	err = c.bringUp(ctx, names, began)
+	err = c.bringUp(ctx, names)
 	if err == nil && wasWithout && c.hasVMs() {
 		err = c.applyManifests(ctx) // the RuntimeClasses select how the VMs are isolated
 	}
@@ -84,7 +83,6 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 	if err := spec.ValidateNodeCount(count); err != nil {
 		return err
 	}
-	began := time.Now()
 	have := c.spec.NodesOf(pool)
 	if count >= len(have) {
 		names, err := c.allocate(pool, count-len(have))
@@ -95,7 +93,7 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 		if err := c.write(); err != nil {
 			return err
 		}
-		return c.bringUp(ctx, names, began)
+		return c.bringUp(ctx, names)
 	}
 	p.Count = count
 	if err := c.write(); err != nil {

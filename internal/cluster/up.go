@@ -29,7 +29,6 @@ const readyTimeout = 5 * time.Minute
 // up brings the whole cluster to what its record says. What runs already is left alone, or restarted if it should run with
 // other arguments.
 func (c *cluster) up(ctx context.Context) error {
-	began := time.Now()
 	if err := c.findIsolation(ctx); err != nil {
 		return err
 	}
@@ -56,7 +55,7 @@ func (c *cluster) up(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return c.awaitNodes(ctx, names, began)
+	return c.awaitNodes(ctx, names)
 }
 
 // running are the names of the nodes that should run.
@@ -250,8 +249,21 @@ func (n nodeObject) ready(since time.Time) (bool, string) {
 	return false, "it has not said how it is"
 }
 
-// awaitNodes returns when all the nodes are ready, as said since a time.
-func (c *cluster) awaitNodes(ctx context.Context, names []string, since time.Time) error {
+// kubeletSince is when the node's kubelet was started. One that went on running has no reason to say again that it is ready.
+func (c *cluster) kubeletSince(name string) (time.Time, bool) {
+	state, err := supervise.Status(c.supervisor(name))
+	if err != nil {
+		return time.Time{}, false
+	}
+	i := slices.IndexFunc(state.Processes, func(p supervise.ProcessStatus) bool { return p.Name == component.Kubelet })
+	if i < 0 || state.Processes[i].PID == 0 {
+		return time.Time{}, false
+	}
+	return state.Processes[i].Since, true
+}
+
+// awaitNodes returns when all the nodes are ready, as said by the kubelets that run now.
+func (c *cluster) awaitNodes(ctx context.Context, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
@@ -265,6 +277,11 @@ func (c *cluster) awaitNodes(ctx context.Context, names []string, since time.Tim
 			for _, n := range nodes {
 				i := slices.Index(waiting, n.Metadata.Name)
 				if i < 0 {
+					continue
+				}
+				since, runs := c.kubeletSince(n.Metadata.Name)
+				if !runs {
+					reasons[n.Metadata.Name] = "its kubelet doesn't run"
 					continue
 				}
 				ok, reason := n.ready(since)
