@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
@@ -61,6 +63,10 @@ func TestRegistryMirror(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Another image than the one that was loaded: that one's layers and name are on the nodes.
+	if image, err = mutate.Config(image, v1.Config{Cmd: []string{"sleep", "3600"}, Env: []string{"PATH=/bin", "MIRRORED=yes"}}); err != nil {
+		t.Fatal(err)
+	}
 	registry := netip.AddrPortFrom(controlPlane(t), 5000)
 	reference, err := name.NewTag(registry.String()+"/docker.io/library/mirrored:1", name.Insecure)
 	if err != nil {
@@ -71,11 +77,16 @@ func TestRegistryMirror(t *testing.T) {
 	}
 	for pod, class := range map[string]string{"ordinary": "", "sandboxed": classBulkhead} {
 		manifest := strings.ReplaceAll(plainPod(t, pod, class), kit.BaseImage, "mirrored:1\n    imagePullPolicy: Always")
-		k.apply(t, strings.ReplaceAll(manifest, "[testprog, serve, \"8080\"]", "[sleep, \"3600\"]"))
+		k.apply(t, strings.ReplaceAll(manifest, "    command: [testprog, serve, \"8080\"]\n", ""))
 	}
 	k.ready(t, "ordinary", "sandboxed")
-	if id := k.get(t, "pod/sandboxed", "{.status.containerStatuses[0].image}"); id != "docker.io/library/mirrored:1" {
-		t.Errorf("the pod's image is %q", id)
+	for _, pod := range []string{"ordinary", "sandboxed"} {
+		if name := k.get(t, "pod/"+pod, "{.status.containerStatuses[0].image}"); name != "docker.io/library/mirrored:1" {
+			t.Errorf("%s: the image is %q", pod, name)
+		}
+		if mirrored := k.exec(t, pod, "sh", "-c", "echo $MIRRORED"); mirrored != "yes" {
+			t.Errorf("%s: its environment isn't the image's", pod)
+		}
 	}
 }
 

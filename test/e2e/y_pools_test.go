@@ -128,7 +128,6 @@ func poolNodeRestart(t *testing.T, k client, node string) {
 	if s := state(); s != "stopped" {
 		t.Errorf("after the stop the node is %s", s)
 	}
-	k.await(t, "condition=Ready=Unknown", "node/"+node)
 	mustBulkhead(t, "node", "start", "--cluster-name", clusterName, node)
 	if s := state(); s != "running" {
 		t.Errorf("after the start the node is %s", s)
