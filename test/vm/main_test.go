@@ -108,10 +108,10 @@ func scope() leak.Scope {
 			path("root/io.containerd.sandbox.controller.v1.shim"), "/var/lib/bulkhead",
 		},
 		Flat:   []string{path("root/io.containerd.snapshotter.v1.overlayfs/snapshots")},
-		Ignore: []string{path("bulkhead/layers"), path("bulkhead/kvm-probe.json*"), path("ipam/pod/last_reserved_ip.*"), path("ipam/pod/lock")},
+		Ignore: []string{path("bulkhead/layers"), path("bulkhead/kvm-probe.json*"), path("ipam/*/last_reserved_ip.*"), path("ipam/*/lock")},
 		Permanent: []string{
 			"/run/containerd", "/run/containerd/s", "/run/containerd/runc", "/run/containerd/runc/test",
-			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/pod"),
+			filepath.Dir(suite.node.RuncRoot()) + "/runc", suite.node.RuncRoot() + "/k8s.io", path("ipam/*"),
 			suite.node.RunDir() + "/sandboxes", suite.node.RunDir() + "/uids",
 			path("root/io.containerd.runtime.v2.task/*"), path("state/io.containerd.runtime.v2.task/*"),
 			path("root/io.containerd.sandbox.controller.v1.shim/*"), path("state/io.containerd.sandbox.controller.v1.shim/*"),
