@@ -157,11 +157,13 @@ func TestSeccompDefault(t *testing.T) {
 // A pod that writes more to its node's disk than its limit is evicted; one that writes as much within its limit is not.
 func TestEphemeralStorageLimit(t *testing.T) {
 	k := client{evictionNamespace}.explained(t)
-	k.await(t, "jsonpath={.status.reason}=Evicted", "pod/greedy")
-	if message := k.get(t, "pod/greedy", "{.status.message}"); !strings.Contains(message, "ephemeral") {
-		t.Errorf("evicted because: %q", message)
+	for _, pod := range []string{greedyOrdinary, greedySandboxed} {
+		k.await(t, "jsonpath={.status.reason}=Evicted", "pod/"+pod)
+		if message := k.get(t, "pod/"+pod, "{.status.message}"); !strings.Contains(message, "ephemeral") {
+			t.Errorf("%s is evicted because: %q", pod, message)
+		}
 	}
-	if phase := k.get(t, "pod/modest", "{.status.phase}"); phase != "Running" {
+	if phase := k.get(t, "pod/"+modestOrdinary, "{.status.phase}"); phase != "Running" {
 		t.Errorf("the pod within its limit is %s", phase)
 	}
 }

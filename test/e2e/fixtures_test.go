@@ -27,6 +27,9 @@ const (
 	sandboxed0, sandboxed1 = "sandboxed-0", "sandboxed-1"
 )
 
+// The pods that write to their nodes' disks, see TestEphemeralStorageLimit.
+const greedyOrdinary, modestOrdinary, greedySandboxed = "greedy-ordinary", "modest-ordinary", "greedy-sandboxed"
+
 // sharedPods are all of them.
 func sharedPods() []string { return []string{ordinary0, ordinary1, sandboxed0, sandboxed1} }
 
@@ -87,41 +90,41 @@ spec:
     command: [sh, -c, "echo began; while read -r line; do echo got $line; done"]
     resources: {limits: {cpu: 100m, memory: 64Mi}, requests: {cpu: 10m, memory: 16Mi}}
 {{- end }}
+{{- range .Writers }}
 ---
-# It writes more than it may: the kubelet looks every now and then.
+# It writes 60 MiB: more than it may, or less. The kubelet looks every now and then.
 apiVersion: v1
 kind: Pod
-metadata: {name: greedy, namespace: {{ .Eviction }}}
+metadata: {name: {{ .Name }}, namespace: {{ $.Eviction }}}
 spec:
   terminationGracePeriodSeconds: 1
   restartPolicy: Never
+  {{- if .Class }}
+  runtimeClassName: {{ .Class }}
+  {{- end }}
   containers:
   - name: ` + mainContainer + `
-    image: {{ .Image }}
-    command: [sh, -c, "dd if=/dev/zero of=/var/fill bs=1M count=60 && sleep 3600"]
-    resources: {limits: {ephemeral-storage: 20Mi}}
-    volumeMounts: [{name: scratch, mountPath: /var}]
+    image: {{ $.Image }}
+    command: [sh, -c, "dd if=/dev/zero of=/scratch/fill bs=1M count=60 && sleep 3600"]
+    resources: {limits: {memory: 64Mi, ephemeral-storage: {{ .Limit }}}}
+    volumeMounts: [{name: scratch, mountPath: /scratch}]
   volumes: [{name: scratch, emptyDir: {}}]
----
-# The same within its limit.
-apiVersion: v1
-kind: Pod
-metadata: {name: modest, namespace: {{ .Eviction }}}
-spec:
-  terminationGracePeriodSeconds: 1
-  restartPolicy: Never
-  containers:
-  - name: ` + mainContainer + `
-    image: {{ .Image }}
-    command: [sh, -c, "dd if=/dev/zero of=/var/fill bs=1M count=60 && sleep 3600"]
-    resources: {limits: {ephemeral-storage: 200Mi}}
-    volumeMounts: [{name: scratch, mountPath: /var}]
-  volumes: [{name: scratch, emptyDir: {}}]
+{{- end }}
 `
+
+// writer is a pod of the eviction namespace.
+type writer struct{ Name, Class, Limit string }
+
+func writers() []writer {
+	return []writer{
+		{greedyOrdinary, "", "20Mi"}, {modestOrdinary, "", "200Mi"},
+		{greedySandboxed, classBulkhead, "20Mi"},
+	}
+}
 
 func applyFixtures(ctx context.Context) error {
 	manifest, err := render(fixtureTemplate, map[string]any{
-		"Shared": sharedNamespace, "Eviction": evictionNamespace, "Pods": fixturePods(), "Image": kit.BaseImage,
+		"Shared": sharedNamespace, "Eviction": evictionNamespace, "Pods": fixturePods(), "Writers": writers(), "Image": kit.BaseImage,
 	})
 	if err != nil {
 		return err

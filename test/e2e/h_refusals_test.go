@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"bulkhead.dev/bulkhead/test/leak"
 )
@@ -122,6 +123,31 @@ func TestFeatureThatIsNotRegistered(t *testing.T) {
 	}
 	if listed := mustBulkhead(t, "feature", "list"); !strings.Contains(listed, "Registered") || strings.Contains(listed, "NotRegistered") {
 		t.Errorf("where it is registered, the feature is listed as %q", listed)
+	}
+}
+
+// A disk without room for a cluster is found out about before anything is made.
+func TestDiskFull(t *testing.T) {
+	state := filepath.Join(suite.dir, "full-state")
+	if err := os.Mkdir(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("none", state, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(state, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), generous)
+	defer cancel()
+	r := bulkhead(ctx, "cluster", "create", "second", "--state-dir", state)
+	if r.code <= 0 || !strings.Contains(r.stderr, "--state-dir") || !strings.Contains(r.stderr, "64 MiB left") {
+		t.Errorf("exit code %d, %q", r.code, r.stderr)
+	}
+	if entries, err := os.ReadDir(state); err != nil || len(entries) > 0 {
+		t.Errorf("it made %v, %v", entries, err)
 	}
 }
 
