@@ -2,7 +2,8 @@
 //
 // Tests are divided into tiers by build tag: no tag is the unit tier, `root` needs root, `vm` boots VMs, `e2e` makes a
 // cluster. Above the unit tier only the tests that the tag adds are run, never cached. A tier that can't run says why and
-// fails: it never counts as passed. The tier `fuzz` runs every fuzz target on a number of inputs.
+// fails: it never counts as passed. The tier `fuzz` runs every fuzz target on a number of inputs;
+// one with "//testtier:slow N" in its comment gets the Nth part of them.
 //
 //	testtier [-bin DIR] [-guest DIR] [-fuzzinputs N] unit|root|vm|e2e|fuzz ...
 //

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io"
@@ -298,6 +299,26 @@ func TestFunctions(t *testing.T) {
 		}
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("functions(%q, %q) (-want +got):\n%s", c.prefix, c.tag, diff)
+		}
+	}
+}
+
+func TestSlowness(t *testing.T) {
+	for comment, want := range map[string]int{
+		"":                              1,
+		"// FuzzIt is slow.":            1,
+		"//testtier:slow 40":            40,
+		"// FuzzIt.\n//testtier:slow 4": 4,
+		"//testtier:slow many":          0,
+		"//testtier:slow 0":             0,
+	} {
+		file, err := parser.ParseFile(token.NewFileSet(), "x.go", "package x\n\n"+comment+"\nfunc FuzzIt() {}\n", parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := slowness(file.Decls[0].(*ast.FuncDecl))
+		if got != want || (err != nil) != (want == 0) {
+			t.Errorf("%q: %d, %v", comment, got, err)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -217,16 +218,21 @@ func fuzz(env environment, module string, inputs int, r *report) error {
 		return err
 	}
 	for _, p := range packages {
-		targets, err := p.functions("Fuzz", "")
+		targets, err := p.declarations("Fuzz", "")
 		if err != nil {
 			return err
 		}
-		for _, target := range targets {
+		for _, declaration := range targets {
+			target := declaration.Name.Name
+			slow, err := slowness(declaration)
+			if err != nil {
+				return err
+			}
 			if env.Run != "" && !regexp.MustCompile(env.Run).MatchString(target) {
 				continue
 			}
 			fmt.Fprintf(r.Out, "fuzz  %s %s\n", short(p.ImportPath), target)
-			flags := []string{"-vet=off", "-run=^$", "-fuzz=^" + target + "$", fmt.Sprintf("-fuzztime=%dx", inputs), "-parallel=2"}
+			flags := []string{"-vet=off", "-run=^$", "-fuzz=^" + target + "$", fmt.Sprintf("-fuzztime=%dx", max(1, inputs/slow)), "-parallel=2"}
 			if err := goTest(env, module, r, flags, p.ImportPath); err != nil {
 				return err
 			}
@@ -262,7 +268,16 @@ func list(env environment, module, tag string) ([]goPackage, error) {
 
 // functions returns the package's test functions with that prefix. With a tag: only those in files that the tag adds.
 func (p goPackage) functions(prefix, tag string) ([]string, error) {
+	found, err := p.declarations(prefix, tag)
 	var names []string
+	for _, f := range found {
+		names = append(names, f.Name.Name)
+	}
+	return names, err
+}
+
+func (p goPackage) declarations(prefix, tag string) ([]*ast.FuncDecl, error) {
+	var found []*ast.FuncDecl
 	for _, name := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
 		path := filepath.Join(p.Dir, name)
 		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ParseComments|parser.SkipObjectResolution)
@@ -275,11 +290,33 @@ func (p goPackage) functions(prefix, tag string) ([]string, error) {
 		for _, decl := range file.Decls {
 			f, ok := decl.(*ast.FuncDecl)
 			if ok && f.Recv == nil && strings.HasPrefix(f.Name.Name, prefix) && f.Name.Name != "TestMain" {
-				names = append(names, f.Name.Name)
+				found = append(found, f)
 			}
 		}
 	}
-	return names, nil
+	return found, nil
+}
+
+// slowDirective, with a number N after it, in the comment on a fuzz target gives it the Nth part of the inputs only.
+const slowDirective = "//testtier:slow "
+
+// slowness is the N of a target's slowDirective, or 1.
+func slowness(target *ast.FuncDecl) (int, error) {
+	if target.Doc == nil {
+		return 1, nil
+	}
+	for _, c := range target.Doc.List {
+		text, ok := strings.CutPrefix(c.Text, slowDirective)
+		if !ok {
+			continue
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return 0, fmt.Errorf("%s: %q: write a number after it, from 1", target.Name.Name, c.Text)
+		}
+		return n, nil
+	}
+	return 1, nil
 }
 
 // addedBy says whether the file is built with the tag and not without it.

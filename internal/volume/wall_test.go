@@ -517,6 +517,7 @@ func TestExportErrors(t *testing.T) {
 	}
 }
 
+//testtier:slow 4
 func FuzzSession(f *testing.F) {
 	for operation, least := range leastLength {
 		f.Add(message(operation, 1, rootID, 0, 0, make([]byte, max(least, requestHeader)-requestHeader)))

@@ -331,12 +331,15 @@ func TestAgainstOracle(t *testing.T) {
 	}
 }
 
+//testtier:slow 40
 func FuzzAgainstOracle(f *testing.F) {
 	f.Add(uint64(1 << 40))
 	f.Fuzz(func(t *testing.T, seed uint64) { checkAgainstOracle(t, seed) })
 }
 
 // FuzzPolicy: whatever a policy says, it is compiled and makes a transaction that can be run.
+//
+//testtier:slow 4
 func FuzzPolicy(f *testing.F) {
 	for seed := range uint64(10) {
 		for _, p := range randomState(rand.New(rand.NewPCG(seed, 0))).Policies {

@@ -410,6 +410,7 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+//testtier:slow 4
 func FuzzMirror(f *testing.F) {
 	for _, seed := range []string{"docker.io", "localhost:5000", "../x", "[::1]:5000", "a..b"} {
 		f.Add(seed)
