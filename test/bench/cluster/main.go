@@ -89,10 +89,6 @@ func (b bench) measure(archive string) error {
 	if err != nil {
 		return err
 	}
-	overhead, err := b.overheads()
-	if err != nil {
-		return err
-	}
 	pss, rss := memory.sum()
 	fmt.Printf("%s; %d samples.\n\n| what | unit | p50 | largest | aim |\n|---|---|---:|---:|---|\n", time.Now().UTC().Format(time.DateOnly), b.samples)
 	for _, r := range []struct {
@@ -109,7 +105,12 @@ func (b bench) measure(archive string) error {
 	}
 	fmt.Printf("| Memory of control plane and one idle node, each page once (PSS) | MB | %d | | ≤ 900 |\n", pss)
 	fmt.Printf("| the same, with shared pages counted for each process (RSS) | MB | %d | | |\n\n", rss)
-	fmt.Print(memory.table(), "\n", overhead)
+	fmt.Print(memory.table(), "\n")
+	overhead, err := b.overheads()
+	if err != nil {
+		return err
+	}
+	fmt.Print(overhead)
 	return b.bulkhead("cluster", "delete", "bench")
 }
 
