@@ -39,8 +39,8 @@ type Values struct {
 // RuntimeClass is a class of sandboxed pods.
 type RuntimeClass struct {
 	Name, Handler string
-	// CPU and Memory are what a pod costs beyond what its containers may use. See docs/performance.md for how they were
-	// measured.
+	// CPU and Memory are what a pod costs beyond what its containers may use: estimates, until they are measured by
+	// test/bench/cluster.
 	CPU, Memory string
 }
 
