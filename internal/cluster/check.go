@@ -30,7 +30,7 @@ func (m *Manager) checkHost() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("create a cluster: network namespaces and containers need root: %w", errdefs.ErrPermissionDenied)
 	}
-	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local"} {
+	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local", "cni/portmap"} {
 		if _, err := exec.LookPath(filepath.Join(m.o.BinDir, name)); err != nil {
 			return fmt.Errorf("look for the cluster's programs in --bin-dir %s: %w: build them with make bin: %w", m.o.BinDir, err, errdefs.ErrFailedPrecondition)
 		}
@@ -39,6 +39,9 @@ func (m *Manager) checkHost() error {
 		if _, err := exec.LookPath(program); err != nil {
 			return fmt.Errorf("%w: install the Debian package %s: %w", err, pkg, errdefs.ErrFailedPrecondition)
 		}
+	}
+	if err := checkStateDir(m.o.StateDir); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(m.o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
@@ -56,6 +59,19 @@ func (m *Manager) checkHost() error {
 	}
 	if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(data)) == "0" {
 		m.o.Progress("note: this host doesn't forward packets (net.ipv4.ip_forward is 0): nodes and pods will reach each other, and nothing beyond this host")
+	}
+	return nil
+}
+
+// checkStateDir refuses a path that components would take apart: it stands in mount options, in lists of TARGET=SOURCE, and
+// between quotes in files where braces are variables.
+func checkStateDir(dir string) error {
+	bad := func(r rune) bool { return strings.ContainsRune(`,:\="{}`, r) || r < ' ' || r == 0x7f }
+	if i := strings.IndexFunc(dir, bad); i >= 0 {
+		return &spec.ParameterError{
+			Parameter: "--state-dir", Value: dir, Reason: fmt.Sprintf("has the character %q, which means something else to what runs in it", dir[i]),
+			Fix: "take a directory without",
+		}
 	}
 	return nil
 }

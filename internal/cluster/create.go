@@ -101,9 +101,10 @@ func (c *cluster) make(ctx context.Context) error {
 	return c.setPhase(spec.Running)
 }
 
-// takeSubnet chooses a subnet that no other cluster has, and makes the bridge, by which others see that it is taken.
+// takeSubnet chooses a subnet that no other cluster of the state directory has, nor anything else on the host, and makes the
+// bridge, by which others see that it is taken.
 func (c *cluster) takeSubnet(ctx context.Context) error {
-	unlock, err := c.m.lockSubnets()
+	unlock, err := lockSubnets()
 	if err != nil {
 		return err
 	}

@@ -85,15 +85,7 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 	}
 	have := c.spec.NodesOf(pool)
 	if count >= len(have) {
-		names, err := c.allocate(pool, count-len(have))
-		if err != nil {
-			return err
-		}
-		p.Count = count
-		if err := c.write(); err != nil {
-			return err
-		}
-		return c.bringUp(ctx, names)
+		return c.growPool(ctx, p, have, count)
 	}
 	p.Count = count
 	if err := c.write(); err != nil {
@@ -105,6 +97,38 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 		}
 	}
 	return c.connect(ctx)
+}
+
+// growPool adds nodes to a pool, which may be none. Those that it has are brought up too: a command that was killed may have left
+// some half-made. If it fails, the new ones are removed again.
+func (c *cluster) growPool(ctx context.Context, p *spec.Pool, have []spec.Node, count int) error {
+	added, err := c.allocate(p.Name, count-len(have))
+	if err != nil {
+		return err
+	}
+	before := p.Count
+	p.Count = count
+	if err := c.write(); err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range c.spec.NodesOf(p.Name) {
+		if !n.Stopped {
+			names = append(names, n.Name)
+		}
+	}
+	if err = c.bringUp(ctx, names); err == nil || len(added) == 0 {
+		return err
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	for _, name := range slices.Backward(added) {
+		if left := c.dropNode(undo, *c.spec.Node(name), false); left != nil {
+			return errors.Join(err, left)
+		}
+	}
+	p.Count = before
+	return errors.Join(err, c.write(), c.connect(undo))
 }
 
 func (c *cluster) pool(name string) (*spec.Pool, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -93,7 +94,7 @@ func (m *Manager) Stop(ctx context.Context, name string) error {
 	if err := errors.Join(nodes, supervise.Stop(ctx, c.controlPlane())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
-	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup())); err != nil {
+	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup()), os.RemoveAll(c.sockets())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
 	return nil
