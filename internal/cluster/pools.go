@@ -87,11 +87,8 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 	if count >= len(have) {
 		return c.growPool(ctx, p, have, count)
 	}
-	p.Count = count
-	if err := c.write(); err != nil {
-		return err
-	}
 	for _, n := range slices.Backward(have[count:]) {
+		p.Count = len(c.spec.NodesOf(pool)) - 1 // which is written with the node's removal
 		if err := c.dropNode(ctx, n, true); err != nil {
 			return err
 		}
@@ -175,7 +172,7 @@ func (c *cluster) dropNode(ctx context.Context, n spec.Node, drain bool) error {
 		// A pod that can't be evicted, for a disruption budget or a hook that hangs, doesn't keep the node for ever.
 		_, err := c.kubectl(ctx, nil, "drain", n.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout="+drainTimeout.String())
 		if ctx.Err() != nil {
-			return err
+			return errors.Join(err, c.uncordon(ctx, n.Name))
 		}
 		if err != nil {
 			c.m.o.Progress("node %s: not all pods could be evicted, and end now: %v", n.Name, err)
@@ -192,4 +189,12 @@ func (c *cluster) dropNode(ctx context.Context, n spec.Node, drain bool) error {
 	}
 	c.spec.RemoveNode(n.Name)
 	return c.write()
+}
+
+// uncordon lets pods be scheduled again to a node that stays after all. It is done although the context has ended.
+func (c *cluster) uncordon(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	_, err := c.kubectl(ctx, nil, "uncordon", name)
+	return err
 }
