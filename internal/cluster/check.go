@@ -28,7 +28,7 @@ const minFree = 1 << 30
 // checkHost finds out whether this host can have a cluster at all.
 func (m *Manager) checkHost() error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("create a cluster: network namespaces and containers need root: %w", errdefs.ErrPermissionDenied)
+		return errdefs.ErrPermissionDenied.WithMessage("create a cluster: network namespaces and containers need root")
 	}
 	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local", "cni/portmap"} {
 		if _, err := exec.LookPath(filepath.Join(m.o.BinDir, name)); err != nil {
@@ -57,10 +57,14 @@ func (m *Manager) checkHost() error {
 			Fix:    "free some, or take a directory on another file system",
 		}
 	}
+	return nil
+}
+
+// noteForwarding says how far pods will reach, where that is not far.
+func (m *Manager) noteForwarding() {
 	if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(data)) == "0" {
 		m.o.Progress("note: this host doesn't forward packets (net.ipv4.ip_forward is 0): nodes and pods will reach each other, and nothing beyond this host")
 	}
-	return nil
 }
 
 // checkStateDir refuses a path that components would take apart: it stands in mount options, in lists of TARGET=SOURCE, and
@@ -106,10 +110,11 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 	}
 	if f.State != feature.Registered {
 		return refuse(
-			fmt.Sprintf("VMs would be emulated here (%s), which is the preview feature %s, and it is %s", warning, f.Name, f.State),
-			"bulkhead feature register "+f.Name,
+			fmt.Sprintf("VMs would be emulated here, which is no isolation and the preview feature %s, and it is %s", f.Name, f.State),
+			fmt.Sprintf("bulkhead feature register %s (why they would be: %s)", f.Name, warning),
 		)
 	}
+	m.o.Progress("note: pool %s: the VMs of its pods are emulated: EMULATION IS NOT ISOLATION", p.Name)
 	return nil
 }
 

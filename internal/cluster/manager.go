@@ -125,7 +125,7 @@ func (c *cluster) write() error {
 // delete the cluster would not know what it waited for.
 func (m *Manager) lock(name string) (unlock func(), err error) {
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("change cluster %s: it needs root: %w", name, errdefs.ErrPermissionDenied)
+		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("change cluster %s: it needs root", name))
 	}
 	path := filepath.Join(m.clustersDir(), "."+name+".lock")
 	for {
@@ -137,7 +137,7 @@ func (m *Manager) lock(name string) (unlock func(), err error) {
 			continue // the directory went with the last cluster in it
 		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("cluster %s is being changed by another command: try again when it has ended: %w", name, errdefs.ErrUnavailable)
+			return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("cluster %s is being changed by another command: try again when it has ended", name))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("lock cluster %s: %w", name, err)
@@ -217,8 +217,8 @@ func (m *Manager) openUsable(name string) (*cluster, error) {
 		return c, nil
 	default:
 		c.unlock()
-		return nil, fmt.Errorf("cluster %s is half-made: its record says %q, left by a command that was interrupted: "+
-			"bulkhead cluster delete %s, or create it again: %w", name, c.spec.Phase, name, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cluster %s is half-made: its record says %q, left by a command that was interrupted: "+
+			"bulkhead cluster delete %s, or create it again", name, c.spec.Phase, name))
 	}
 }
 
@@ -240,7 +240,7 @@ func (m *Manager) exists(name string) error {
 	if len(names) > 0 {
 		others = "there is " + strings.Join(names, ", ")
 	}
-	return fmt.Errorf("there is no cluster %s in %s: %s: %w", name, m.o.StateDir, others, errdefs.ErrNotFound)
+	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("there is no cluster %s in %s: %s", name, m.o.StateDir, others))
 }
 
 // names lists the clusters, sorted.

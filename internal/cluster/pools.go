@@ -136,7 +136,7 @@ func (c *cluster) pool(name string) (*spec.Pool, error) {
 	for _, p := range c.spec.Pools {
 		names = append(names, p.Name)
 	}
-	return nil, fmt.Errorf("cluster %s has no pool %s; it has %s: %w", c.name, name, strings.Join(names, ", "), errdefs.ErrNotFound)
+	return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("cluster %s has no pool %s; it has %s", c.name, name, strings.Join(names, ", ")))
 }
 
 // DeletePool evicts the pods of a pool and removes its nodes.

@@ -22,7 +22,7 @@ func (m *Manager) openRunning(name string) (*cluster, error) {
 	}
 	if c.spec.Phase == spec.Stopped {
 		c.unlock()
-		return nil, fmt.Errorf("cluster %s is stopped: bulkhead cluster start %s: %w", name, name, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cluster %s is stopped: bulkhead cluster start %s", name, name))
 	}
 	return c, nil
 }

@@ -109,6 +109,10 @@ func (c *cluster) startControlPlane(ctx context.Context) error {
 			return fmt.Errorf("make the control plane's directories: %w", err)
 		}
 	}
+	// The provisioner wants it, and a cluster may have no node yet.
+	if err := os.MkdirAll(filepath.Join(c.dir, "nodes"), 0o711); err != nil {
+		return fmt.Errorf("make the directory of the nodes: %w", err)
+	}
 	// Nodes have sockets in it that the VMM's user passes by.
 	if err := os.Chmod(c.sockets(), 0o711); err != nil {
 		return fmt.Errorf("make the control plane's directories: %w", err)
