@@ -32,12 +32,12 @@ func (m *Manager) checkHost() error {
 	}
 	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local", "cni/portmap"} {
 		if _, err := exec.LookPath(filepath.Join(m.o.BinDir, name)); err != nil {
-			return fmt.Errorf("look for the cluster's programs in --bin-dir %s: %w: build them with make bin: %w", m.o.BinDir, err, errdefs.ErrFailedPrecondition)
+			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("look for the cluster's programs in --bin-dir %s: %v: build them with make bin", m.o.BinDir, err))
 		}
 	}
 	for program, pkg := range map[string]string{"nft": "nftables", "runc": "runc"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("%w: install the Debian package %s: %w", err, pkg, errdefs.ErrFailedPrecondition)
+			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%v: install the Debian package %s", err, pkg))
 		}
 	}
 	if err := checkStateDir(m.o.StateDir); err != nil {
@@ -94,6 +94,9 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 	if _, err := exec.LookPath(filepath.Join(m.o.BinDir, "containerd-shim-bulkhead-v2")); err != nil {
 		return refuse(err.Error(), "build it with make bin")
 	}
+	if _, err := guestimage.Open(m.o.GuestDir); err != nil {
+		return fmt.Errorf("make pool %s of the workload runtime %s: %w", p.Name, p.Runtime, err)
+	}
 	acceleration, warning, err := m.isolation(ctx, c.VM.Acceleration)
 	if errors.Is(err, context.Canceled) {
 		return err
@@ -121,7 +124,7 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 // isolation finds out what runs a guest on this host. A host is probed once, by booting the guest.
 func (m *Manager) isolation(ctx context.Context, mode string) (vmm.Acceleration, string, error) {
 	if _, err := guestimage.Open(m.o.GuestDir); err != nil {
-		return "", "", fmt.Errorf("open the guest image: %w: make it with bulkhead guest build --dir %s", err, m.o.GuestDir)
+		return "", "", err // it says what to do
 	}
 	if mode == "" {
 		mode = config.AccelerationAuto
