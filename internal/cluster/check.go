@@ -95,7 +95,7 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 		return refuse(err.Error(), "build it with make bin")
 	}
 	if _, err := guestimage.Open(m.o.GuestDir); err != nil {
-		return fmt.Errorf("make pool %s of the workload runtime %s: %w", p.Name, p.Runtime, err)
+		return fmt.Errorf("--workload-runtime %q: %w", p.Runtime, err)
 	}
 	acceleration, warning, err := m.isolation(ctx, c.VM.Acceleration)
 	if errors.Is(err, context.Canceled) {
