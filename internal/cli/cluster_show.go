@@ -49,7 +49,6 @@ func writeCluster(w io.Writer, c cluster.Detail) error {
 		{"phase", string(c.Phase)},
 		{"kubernetes", c.KubernetesVersion},
 		{"server", c.Server},
-		{"registry", c.Registry},
 		{"subnets", strings.Join(c.Subnets, ", ")},
 		{"created", moment(c.Created)},
 		{"directory", c.Dir},
@@ -61,16 +60,14 @@ func writeCluster(w io.Writer, c cluster.Detail) error {
 	for _, p := range c.Components {
 		components = append(components, processRow(p))
 	}
-	for i, table := range [][][]string{about, poolRows(c), nodeRows(c), components} {
+	for _, table := range [][][]string{about, poolRows(c), nodeRows(c), components} {
 		if len(table) < 2 {
 			continue
-		}
-		if i > 0 {
-			fmt.Fprintln(w)
 		}
 		if err := writeTable(w, table...); err != nil {
 			return err
 		}
+		fmt.Fprintln(w)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"bulkhead.dev/bulkhead/internal/cluster"
@@ -37,13 +38,9 @@ func newNodepoolShowCommand(open opener) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		var names []string
-		for _, p := range detail.Pools {
-			names = append(names, p.Name)
-		}
 		detail.Pools = slices.DeleteFunc(detail.Pools, func(p spec.Pool) bool { return p.Name != name })
 		if len(detail.Pools) == 0 {
-			return fmt.Errorf("cluster %s has no pool %s; it has %s", m.cluster, name, none(names))
+			return fmt.Errorf("node pool %s of cluster %s: %w", name, m.cluster, errdefs.ErrNotFound)
 		}
 		detail.Nodes = slices.DeleteFunc(detail.Nodes, func(n cluster.NodeDetail) bool { return n.Pool != name })
 		return out.write(cmd.OutOrStdout(), shownPool{detail.Pools[0], list(detail.Nodes)}, func(w io.Writer) error {

@@ -123,11 +123,7 @@ func (c *cluster) copyImages(ctx context.Context, name string) error {
 		}
 		c.m.o.Progress("node %s: copying %d images of node %s", name, len(images), other)
 		for _, image := range slices.Sorted(maps.Keys(images)) {
-			err := copyImage(ctx, image, from, to)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
+			if err := copyImage(ctx, image, from, to); err != nil {
 				// An image of which containerd hasn't kept everything was pulled, and can be pulled again.
 				c.m.o.Progress("node %s: image %s is not copied: %v", name, image, err)
 			}

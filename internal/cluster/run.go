@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -22,7 +21,7 @@ func (m *Manager) openRunning(name string) (*cluster, error) {
 	}
 	if c.spec.Phase == spec.Stopped {
 		c.unlock()
-		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cluster %s is stopped: bulkhead cluster start %s", name, name))
+		return nil, fmt.Errorf("cluster %s is stopped: bulkhead cluster start %s: %w", name, name, errdefs.ErrFailedPrecondition)
 	}
 	return c, nil
 }
@@ -94,7 +93,7 @@ func (m *Manager) Stop(ctx context.Context, name string) error {
 	if err := errors.Join(nodes, supervise.Stop(ctx, c.controlPlane())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
-	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup()), os.RemoveAll(c.sockets())); err != nil {
+	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
 	return nil
