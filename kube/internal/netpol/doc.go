@@ -3,14 +3,15 @@
 // Data flows one way. Shared informers keep the cluster's Pods, Namespaces and NetworkPolicies; an [Engine] waits for a
 // change, lets more changes come for a moment, and hands all of it to [Compile], a pure function that says what the node
 // has to enforce: a [Ruleset]. That is rendered as the content of the nftables table "inet bulkhead_netpol", compared with
-// what the kernel has, and the difference is one transaction:
+// what the kernel has, and the difference is written:
 //
-//	informers ─► State ─► Compile ─► Ruleset ─► table ─► difference ─► nft -f - (one transaction)
+//	informers ─► State ─► Compile ─► Ruleset ─► table ─► difference ─► nft -f -
 //
 // # The table
 //
-// A transaction of nftables is atomic: a packet sees the old table or the new one. There is no moment in which a pod
-// that is isolated before and after a change is open.
+// There is no moment in which a pod that is isolated before and after a change is open. A transaction of nftables alone
+// doesn't give that: a packet on its way while one ends sees old chains with new elements. So chains and sets are made in a
+// transaction before the one that leads packets to them.
 //
 //	set  self4            pod . pod                  a pod reaches itself
 //	map  egress4          pod -> jump eg-H           isolated for egress
@@ -27,7 +28,7 @@
 // H is a hash: of the content in the names of chains and of sets with ranges, which therefore never change, and of the
 // selectors in the names of sets of pods, so that a pod that comes or goes is one element more or less. Pods with the same
 // rules share chains, and rules with the same peers share sets. What is out of use stays until there is more of that than of the
-// rest; then, as after the start and after an error, one transaction replaces the table.
+// rest, and is deleted then.
 //
 // The hook sees the addresses of pods and never those of services: pods are routed, also to others on their node;
 // kube-proxy's DNAT comes before it (prerouting) and masquerading after it (postrouting). What the node itself sends to
@@ -59,6 +60,7 @@
 //
 // # Start and end
 //
-// A table that an earlier engine left stays until the informers have everything and the first transaction replaces it. At its end the
-// engine leaves the table in place. It goes with the node's network namespace.
+// A table that an earlier engine left stays until the informers have everything. Then, as after an error, one transaction replaces
+// it; for the some ten milliseconds around that the chain hold drops the packets that begin a connection, which are then sent again. At its
+// end the engine leaves the table in place. It goes with the node's network namespace.
 package netpol

@@ -20,7 +20,7 @@ const (
 	// minRetry and maxRetry bound the wait after a sync that went wrong; it doubles.
 	minRetry = time.Second
 	maxRetry = 30 * time.Second
-	// spareObjects is how many sets and chains may be out of use in any table, however small.
+	// spareObjects is how many sets and chains may be out of use in any table, however small, before they are swept away.
 	spareObjects = 100
 	// checkInterval is how often the engine looks whether its table is still there.
 	checkInterval = 30 * time.Second
@@ -46,6 +46,7 @@ type Engine struct {
 
 	// What follows belongs to the goroutine of Run.
 	applied  *table   // what the kernel has; nil if that isn't known
+	wanted   *table   // the part of it that the last sync wanted
 	problems []string // those that have been logged
 }
 
@@ -126,33 +127,74 @@ func (e *Engine) sync(ctx context.Context) error {
 	return nil
 }
 
-// apply makes the kernel's table what is wanted, in one transaction, and returns how many operations that took: none, if it was so
-// already. If the kernel's table isn't known, or more of it is out of use than in use, all of it is replaced.
+// apply makes the kernel's table what is wanted and returns how many operations that took: none, if it was so already. If the
+// kernel's table isn't known, all of it is replaced.
+//
+// It takes several transactions, since one is not as atomic as it seems. A packet takes its rules from the generation that was current
+// when it entered the chain of the hook, and the elements of sets and maps from the one that is current when it comes to each. One that is
+// on its way while a transaction ends can thus follow a new element to a new chain that is still empty for it. So what a transaction
+// leads packets to was made by an earlier one.
 func (e *Engine) apply(ctx context.Context, wanted *table) (int, error) {
-	if old := e.applied; old != nil {
-		tx := e.o.NFT.NewTransaction()
-		after := wanted.update(tx, old)
-		if tx.NumOperations() == 0 {
-			return 0, nil
+	if e.applied != nil {
+		n, err := e.update(ctx, wanted)
+		if err == nil || ctx.Err() != nil {
+			return n, err
 		}
-		if after.objects() <= 2*wanted.objects()+spareObjects {
-			e.applied = nil // for as long as it isn't known how the transaction ends
-			err := e.o.NFT.Run(ctx, tx)
-			if err == nil {
-				e.applied = after
-				return tx.NumOperations(), nil
-			}
-			e.o.Log.Warn("the nftables table could not be changed and will be replaced", "error", err)
-		}
+		e.o.Log.Warn("the nftables table could not be changed and will be replaced", "error", err)
 	}
-	e.applied = nil
-	tx := e.o.NFT.NewTransaction()
-	wanted.replace(tx)
-	if err := e.o.NFT.Run(ctx, tx); err != nil {
+	closing, opening := e.o.NFT.NewTransaction(), e.o.NFT.NewTransaction()
+	hold(closing)
+	wanted.replace(opening)
+	n, err := e.run(ctx, closing, opening)
+	if err != nil {
+		// The rules that were there before, if any, still hold: that is better than no connections for anyone.
+		lifting := e.o.NFT.NewTransaction()
+		release(lifting)
+		if _, err := e.run(context.WithoutCancel(ctx), lifting); err != nil {
+			e.o.Log.Warn("the nftables table stays closed to new connections until it can be written", "error", err)
+		}
 		return 0, err
 	}
-	e.applied = wanted
-	return tx.NumOperations(), nil
+	e.applied, e.wanted = wanted, wanted
+	return n, nil
+}
+
+// update makes what is wanted of the kernel's table, which is known.
+func (e *Engine) update(ctx context.Context, wanted *table) (int, error) {
+	old, last := e.applied, e.wanted
+	prepare, change := e.o.NFT.NewTransaction(), e.o.NFT.NewTransaction()
+	wanted.prepare(prepare, old)
+	after := wanted.change(change, old)
+	n, err := e.run(ctx, prepare, change)
+	if err != nil {
+		return 0, err
+	}
+	if after.objects() > 2*wanted.objects()+spareObjects {
+		// What the last table had may be where a packet is, of which there has been no more than a moment to go on.
+		sweep := e.o.NFT.NewTransaction()
+		after = after.sweep(sweep, wanted, last)
+		if _, err := e.run(ctx, sweep); err != nil {
+			return 0, err
+		}
+	}
+	e.applied, e.wanted = after, wanted
+	return n, nil
+}
+
+// run runs the transactions that have operations and returns how many these are. After an error what the kernel has isn't known.
+func (e *Engine) run(ctx context.Context, transactions ...*knftables.Transaction) (int, error) {
+	n := 0
+	for _, tx := range transactions {
+		if tx.NumOperations() == 0 {
+			continue
+		}
+		if err := e.o.NFT.Run(ctx, tx); err != nil {
+			e.applied = nil
+			return 0, err
+		}
+		n += tx.NumOperations()
+	}
+	return n, nil
 }
 
 // logProblems logs those that are new.

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 	"sigs.k8s.io/knftables"
 )
@@ -30,16 +31,31 @@ type rootNode struct {
 	log    *safeBuffer
 }
 
-// startNode makes the net and starts an engine that knows pods a and b, of namespaces default and other, and c.
+// nodeState has pods a and b, of namespace default, and c, of other.
+func nodeState() State {
+	return State{
+		Node:       testNode,
+		Namespaces: []*corev1.Namespace{newNamespace("default", "team=mine"), newNamespace("other", "team=theirs")},
+		Pods: []*corev1.Pod{
+			newPod("default/a", "app=a", addrA+","+addrA6),
+			newPod("default/b", "app=b", addrB+","+addrB6, withPort("web", "TCP", 8000), withPort("dns", "UDP", 53)),
+			newPod("other/c", "app=c", addrC+","+addrC6, withPort("web", "TCP", 81)),
+		},
+	}
+}
+
+// startNode makes the net and starts an engine that knows what is in nodeState.
 func startNode(t *testing.T) *rootNode {
 	t.Helper()
 	n := &rootNode{testNet: newTestNet(t), log: &safeBuffer{}}
-	n.client = fake.NewClientset(
-		newNamespace("default", "team=mine"), newNamespace("other", "team=theirs"),
-		newPod("default/a", "app=a", addrA+","+addrA6),
-		newPod("default/b", "app=b", addrB+","+addrB6, withPort("web", "TCP", 8000), withPort("dns", "UDP", 53)),
-		newPod("other/c", "app=c", addrC+","+addrC6, withPort("web", "TCP", 81)),
-	)
+	var objects []runtime.Object
+	for _, o := range nodeState().Namespaces {
+		objects = append(objects, o)
+	}
+	for _, o := range nodeState().Pods {
+		objects = append(objects, o)
+	}
+	n.client = fake.NewClientset(objects...)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
@@ -294,7 +310,7 @@ func TestAnswersOfIsolated(t *testing.T) {
 	}
 }
 
-// TestNeverOpen: while policies change that all deny it, not one packet passes.
+// TestNeverOpen: not one packet passes to a pod that is isolated all the time, while its rules change and while tables are replaced.
 func TestNeverOpen(t *testing.T) {
 	n := startNode(t)
 	n.policies(t, denyB)

@@ -11,6 +11,7 @@ import (
 const (
 	forwardChain = "forward"
 	replyChain   = "reply"
+	holdChain    = "hold"
 	// podInterfaces are the ends of pods' links in the node's namespace, as the CNI plugin ptp names them.
 	podInterfaces = `"veth*"`
 )

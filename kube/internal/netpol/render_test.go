@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// rendered is the transaction for s.
+// rendered is the transaction that makes the table for s.
 func rendered(s State) string {
 	tx := knftables.NewFake(knftables.InetFamily, Table).NewTransaction()
 	Compile(s).table().replace(tx)
@@ -68,7 +68,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // TestUpdate goes from one random cluster to another by transactions, and compares with a table made from nothing.
 func TestUpdate(t *testing.T) {
 	nft := knftables.NewFake(knftables.InetFamily, Table)
-	var has *table
+	var has, last *table
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed/20, 0))
 		s := randomState(rng)
@@ -80,21 +80,41 @@ func TestUpdate(t *testing.T) {
 			s.Pods = append(s.Pods, newPod("n0/starting", "", ""), newPod("n1/starting", "", ""))
 		}
 		wanted := Compile(s).table()
-		tx := nft.NewTransaction()
-		if has == nil {
+		run := func(tx *knftables.Transaction) {
+			t.Helper()
+			if err := nft.Run(t.Context(), tx); err != nil {
+				t.Fatalf("seed %d: %v\n%s", seed, err, tx)
+			}
+		}
+		if tx := nft.NewTransaction(); has == nil {
 			wanted.replace(tx)
+			run(tx)
 			has = wanted
 		} else {
-			has = wanted.update(tx, has)
+			wanted.prepare(tx, has)
+			run(tx)
+			if diff := cmp.Diff(last, inUse(nft.Table, last), cmp.AllowUnexported(table{}, set{}), cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("seed %d: what was in use differs after the preparation (-want +got):\n%s", seed, diff)
+			}
+			tx = nft.NewTransaction()
+			has = wanted.change(tx, has)
+			run(tx)
 		}
-		if err := nft.Run(t.Context(), tx); err != nil {
-			t.Fatalf("seed %d: %v\n%s", seed, err, tx)
+		if seed%7 == 0 {
+			tx := nft.NewTransaction()
+			has = has.sweep(tx, wanted)
+			run(tx)
+			if have, want := len(nft.Table.Chains)+len(nft.Table.Sets), len(wanted.chains)+len(wanted.sets); have != want {
+				t.Fatalf("seed %d: %d chains and sets after sweeping, want %d", seed, have, want)
+			}
 		}
+		last = wanted
 		if diff := cmp.Diff(wanted, inUse(nft.Table, wanted), cmp.AllowUnexported(table{}, set{}), cmpopts.EquateEmpty()); diff != "" {
 			t.Fatalf("seed %d (-want +got):\n%s", seed, diff)
 		}
 		again := nft.NewTransaction()
-		if wanted.update(again, has); again.NumOperations() > 0 {
+		wanted.prepare(again, has)
+		if wanted.change(again, has); again.NumOperations() > 0 {
 			t.Fatalf("seed %d: a second time there is still something to do:\n%s", seed, again)
 		}
 	}
@@ -176,6 +196,8 @@ func BenchmarkTable(b *testing.B) {
 	nft := knftables.NewFake(knftables.InetFamily, Table)
 	old := r.table()
 	for b.Loop() {
-		old.update(nft.NewTransaction(), r.table())
+		next := r.table()
+		next.prepare(nft.NewTransaction(), old)
+		next.change(nft.NewTransaction(), old)
 	}
 }
