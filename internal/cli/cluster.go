@@ -39,7 +39,7 @@ func (f runtimeFlag) Type() string { return "runtime" }
 func (f runtimeFlag) Set(value string) error {
 	runtime, err := spec.ParseRuntime(value)
 	if parameter := (*spec.ParameterError)(nil); errors.As(err, &parameter) {
-		return fmt.Errorf("it %s: %s", parameter.Reason, parameter.Fix) // the flag and the value are named by the caller
+		return fmt.Errorf("%s: %s", parameter.Reason, parameter.Fix) // the flag and the value are named by the caller
 	}
 	if err != nil {
 		return err

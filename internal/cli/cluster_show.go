@@ -49,6 +49,7 @@ func writeCluster(w io.Writer, c cluster.Detail) error {
 		{"phase", string(c.Phase)},
 		{"kubernetes", c.KubernetesVersion},
 		{"server", c.Server},
+		{"registry", c.Registry},
 		{"subnets", strings.Join(c.Subnets, ", ")},
 		{"created", moment(c.Created)},
 		{"directory", c.Dir},
@@ -60,14 +61,16 @@ func writeCluster(w io.Writer, c cluster.Detail) error {
 	for _, p := range c.Components {
 		components = append(components, processRow(p))
 	}
-	for _, table := range [][][]string{about, poolRows(c), nodeRows(c), components} {
+	for i, table := range [][][]string{about, poolRows(c), nodeRows(c), components} {
 		if len(table) < 2 {
 			continue
+		}
+		if i > 0 {
+			fmt.Fprintln(w)
 		}
 		if err := writeTable(w, table...); err != nil {
 			return err
 		}
-		fmt.Fprintln(w)
 	}
 	return nil
 }

@@ -29,15 +29,15 @@ func TestClusterCommands(t *testing.T) {
 		{"cluster create new other", 2, "", `and got 2`},
 		{"cluster create New_1", 2, "", `^bulkhead: NAME "New_1": has an upper-case letter.*\nSee "bulkhead cluster create --help"\.\n$`},
 		{"cluster create new --node-count -1", 2, "", `^bulkhead: --node-count "-1": `},
-		{"cluster create new --node-count two", 2, "", `"two" for "-c, --node-count"`},
+		{"cluster create new --node-count two", 2, "", `^bulkhead: --node-count "two": write a whole number\n`},
 		{"cluster create new --nodepool-name Pool", 2, "", `^bulkhead: --nodepool-name "Pool": has an upper-case letter`},
-		{"cluster create new --workload-runtime gvisor", 2, "", `^bulkhead: invalid argument "gvisor" for "--workload-runtime" flag: it is no workload runtime: write oci`},
+		{"cluster create new --workload-runtime gvisor", 2, "", `^bulkhead: --workload-runtime "gvisor": is no workload runtime: write oci`},
 		{"cluster create new --config none.yaml", 1, "", `^bulkhead: --config: open none.yaml: no such file`},
 		{"cluster create new --config typo.yaml", 1, "", `^bulkhead: --config typo.yaml: .*podSecurity.enforced: unknown key; podSecurity has enforce`},
 		{"cluster create demo", 1, "", `^bulkhead: NAME "demo": is taken: take another\n$`},
 		{"cluster list", 0, `^NAME +PHASE +KUBERNETES +NODES +CREATED +PROBLEM\ndemo +running +v1\.36\.3 +1 `, ""},
 		{"cluster list -o yaml", 0, `(?m)^- created: .*\n  kubernetesVersion: v1\.36\.3\n  name: demo$`, ""},
-		{"cluster show demo", 0, `(?s)^name +demo\n.*server +https://10.*POOL.*nodepool1 +oci +1 +- +-\n.*demo-nodepool1-0 +nodepool1 +running +10\.88\.7\.10,fd88::10\n.*etcd +12 +yes +0 .*scheduler +- +no +3 +-\n`, ""},
+		{"cluster show demo", 0, `(?s)^name +demo\n.*server +https://10.*POOL.*nodepool1 +oci +1 +- +-\n\n.*demo-nodepool1-0 +nodepool1 +running +10\.88\.7\.10,fd88::10\n.*etcd +12 +yes +0 .*scheduler +- +no +3 +-\n$`, ""},
 		{"cluster show none", 1, "", `^bulkhead: cluster none: not found\n$`},
 		{"cluster stop demo", 0, "", `^changing cluster demo\n$`},
 		{"cluster delete none", 1, "", `^bulkhead: cluster none: not found\n$`},
@@ -47,15 +47,18 @@ func TestClusterCommands(t *testing.T) {
 		{"nodepool add --cluster-name demo --name 1st", 2, "", `^bulkhead: --name "1st": doesn't begin with a letter`},
 		{"nodepool add --cluster-name demo --name toolonganame1", 2, "", `more than 12`},
 		{"nodepool add --cluster-name demo --name a --node-taints x", 2, "", `^bulkhead: --node-taints "x": is no taint`},
-		{"nodepool add --cluster-name demo --name a --labels x", 2, "", `x must be formatted as key=value`},
+		{"nodepool add --cluster-name demo --name a --labels x", 2, "", `^bulkhead: --labels "x": x must be formatted as key=value\n`},
 		{"nodepool add --cluster-name none --name a", 1, "", `cluster none: not found`},
 		{"nodepool list", 2, "", `--cluster-name is required`},
 		{"nodepool list --cluster-name demo", 0, `^POOL +RUNTIME +NODES +LABELS +TAINTS\nnodepool1 +oci +1 +- +-\n$`, ""},
 		{"nodepool show --cluster-name demo --name nodepool1", 0, `(?s)^POOL.*nodepool1.*NODE .*demo-nodepool1-0`, ""},
-		{"nodepool show --cluster-name demo --name other", 1, "", `^bulkhead: node pool other of cluster demo: not found\n$`},
+		{"nodepool show --cluster-name demo --name other", 1, "", `^bulkhead: cluster demo has no pool other; it has nodepool1\n$`},
 		{"nodepool scale --cluster-name demo --name nodepool1", 2, "", `^bulkhead: --node-count is required\n`},
 		{"nodepool scale --cluster-name demo --name nodepool1 --node-count 101", 2, "", `^bulkhead: --node-count "101": `},
 
+		{"node stop --cluster-name demo demo-nodepool1-0", 0, "", `\nnode demo-nodepool1-0: stopped\n$`},
+		{"node partition --cluster-name demo demo-nodepool1-0", 0, "", `\nnode demo-nodepool1-0: cut off from the network, until bulkhead node heal\n$`},
+		{"node heal --cluster-name demo demo-nodepool1-0", 0, "", `\nnode demo-nodepool1-0: back on the network\n$`},
 		{"node stop --cluster-name demo", 2, "", `takes one argument, the node's name, and got 0`},
 		{"node stop demo-nodepool1-0", 2, "", `--cluster-name is required`},
 		{"node stop --cluster-name demo other", 1, "", `(?m)^bulkhead: node other: not found$`},
@@ -240,7 +243,7 @@ func TestInterrupt(t *testing.T) {
 		return ctx.Err()
 	}
 	got := m.runContext(ctx, "cluster create demo")
-	if got.status != exitFailed || !strings.Contains(got.stderr, "interrupted: cleaning up") || !strings.Contains(got.stderr, context.Canceled.Error()) {
+	if got.status != exitFailed || !strings.Contains(got.stderr, "interrupted: cleaning up") || !strings.Contains(got.stderr, "\nbulkhead: interrupted: ") || !strings.Contains(got.stderr, context.Canceled.Error()) {
 		t.Errorf("%+v", got)
 	}
 	if len(m.clusters) > 0 {

@@ -66,7 +66,7 @@ func TestCommands(t *testing.T) {
 		{"guest bild", 2, "", `^bulkhead: "bulkhead guest" has no command "bild"; it has build, show\n`},
 		{"doctor --fix", 2, "", `^bulkhead: unknown flag: --fix\nSee "bulkhead doctor --help"\.\n$`},
 		{"doctor now", 2, "", `^bulkhead: "bulkhead doctor" takes no argument, and got "now"\n`},
-		{"version -o xml", 2, "", `write table, json or yaml`},
+		{"version -o xml", 2, "", `^bulkhead: --output "xml": write table, json or yaml\n`},
 		{"image build", 2, "", `takes one argument, a directory or a program, and got 0`},
 		{"image build --name x root", 2, "", `^bulkhead: --output or --cluster-name is required\n`},
 		{"image build -o x.tar root", 2, "", `^bulkhead: --name is required\n`},
@@ -85,7 +85,7 @@ func TestCommands(t *testing.T) {
 		{"image build --name x -o x.tar root/run", 1, "", `^bulkhead: root/run is no program: `},
 		{"image build --name x -o x.tar none", 1, "", `none: no such file`},
 		{"image build --name x --env A -o x.tar root", 1, "", `environment "A": write NAME=value`},
-		{"image build --name x -o none/x.tar root", 1, "", `none/.*: no such file`},
+		{"image build --name x -o none/x.tar root", 1, "", `^bulkhead: write none/x.tar: no such file or directory\n$`},
 		{"image busybox -o x.tar --busybox root/run", 1, "", `^bulkhead: make an image of BusyBox: root/run is no program`},
 	}
 	for _, tt := range tests {

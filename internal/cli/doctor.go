@@ -21,7 +21,10 @@ with it once, and the answer is kept in the state directory until the host boots
 
 Nothing else on the host is changed. The exit status is 0 when the host is ready (there may be warnings) and 1 when something is
 missing. A host without hardware virtualization is ready, with a warning: its pods run under emulation, which is for
-development and CI and is no isolation. Set vmm.acceleration = "hardware" where that must not happen.`,
+development and CI and is no isolation. Set vmm.acceleration = "hardware" where that must not happen.
+
+It is about the host's own containerd. A cluster of "bulkhead cluster" brings its own, and its guest image is in its state directory:
+of the checks it needs those of the VMs only, and "bulkhead cluster create" makes them itself.`,
 		Example: `  # A table for people.
   sudo bulkhead doctor
 

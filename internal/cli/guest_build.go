@@ -24,9 +24,11 @@ func newGuestBuildCommand() *cobra.Command {
 out what a guest needs, adds the agent, and replaces the guest image in one step. The same packages and agent give the same
 bytes. Pods that run keep what they booted; the next ones boot the new image.
 
+Clusters look for the image in guest of their --state-dir: name that with --dir where it isn't the configuration's state_dir.
+
 It needs apt, so Debian or a distribution derived from it. An image can be made on one machine and its directory copied to
 others.`,
-		Example: `  # Into the state directory, with the agent that lies beside this program.
+		Example: `  # Where the runtime looks for it, with the agent that lies beside this program.
   sudo bulkhead guest build
 
   # Somewhere else, with another kernel.
@@ -34,7 +36,7 @@ others.`,
 		Args: noArgs,
 	}
 	cmd.Flags().StringVar(&o.Agent, "agent", "", "the agent `program` (default: "+agentName+" beside this program, or on the PATH)")
-	cmd.Flags().StringVar(&o.Dir, "dir", "", "the image's `directory` (default: guest in the state directory)")
+	cmd.Flags().StringVar(&o.Dir, "dir", "", "the image's `directory` (default: guest in the configuration's state_dir)")
 	cmd.Flags().StringVar(&o.Cache, "cache", "", "the `directory` where packages are kept (default: packages beside the image's)")
 	cmd.Flags().StringVar(&o.KernelPackage, "kernel-package", "", "the Debian `package` of the kernel, or one that depends on it (default: linux-image-cloud-<arch>)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

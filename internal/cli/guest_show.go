@@ -30,7 +30,7 @@ func newGuestShowCommand() *cobra.Command {
 		Args: noArgs,
 	}
 	out := formatFlag(cmd)
-	cmd.Flags().StringVar(&dir, "dir", "", "the image's `directory` (default: guest in the state directory)")
+	cmd.Flags().StringVar(&dir, "dir", "", "the image's `directory` (default: guest in the configuration's state_dir)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if dir == "" {
 			cfg, err := loadConfig(cmd)

@@ -37,6 +37,7 @@ All files belong to root.`,
 	flags.StringArrayVar(&spec.Cmd, "cmd", nil, "an argument for the entrypoint, or the program to run; repeat it for more")
 	flags.StringArrayVar(&spec.Env, "env", nil, "a variable, `NAME=value`; repeat it for more")
 	flags.StringToStringVar(&labels, "label", nil, "a label, `key=value`; repeat it for more")
+	flags.Lookup("label").DefValue = "" // its zero value is written []
 	flags.StringVar(&spec.User, "user", "", "the `user` to run as: uid, uid:gid, or a name of the image's /etc/passwd")
 	flags.StringVar(&spec.WorkingDir, "workdir", "", "the `directory` to run in")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

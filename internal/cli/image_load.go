@@ -12,9 +12,9 @@ func newImageLoadCommand(open opener) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "load FILE...",
 		Short: "Load images from archives into a cluster",
-		Long: `Puts the images of the archives onto all nodes of the cluster that run. Load them again after adding nodes. A pod that uses one
-needs imagePullPolicy IfNotPresent or Never. An archive is what "docker save" or "bulkhead image build" writes: a Docker archive
-or an OCI layout, as a tar file.`,
+		Long: `Puts the images of the archives onto all nodes of the cluster that run; a node that is added or started later gets them from another one.
+A pod that uses one needs imagePullPolicy IfNotPresent or Never. An archive is what "docker save" or "bulkhead image build" writes:
+a Docker archive or an OCI layout, as a tar file.`,
 		Example: `  docker save example.org/app:1 -o app.tar
   sudo bulkhead image load --cluster-name demo app.tar`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -76,8 +78,11 @@ func (t *imageTarget) load(cmd *cobra.Command, name string, img v1.Image) error 
 // writeArchive writes an image's archive: whole, or not at all.
 func writeArchive(file, name string, img v1.Image) error {
 	f, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
+	if path := (*fs.PathError)(nil); errors.As(err, &path) {
+		err = path.Err // the name is one that nobody gave
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("write %s: %w", file, err)
 	}
 	defer os.Remove(f.Name()) // gone already when all went well
 	err = image.WriteArchive(f, name, img)

@@ -129,6 +129,9 @@ func (p *place) change(cmd *cobra.Command, f func(context.Context, manager) erro
 	err = f(ctx, m)
 	if !stop() {
 		<-told // no two writers
+		if err != nil {
+			return fmt.Errorf("interrupted: %w", err) // what was under way failed of it
+		}
 	}
 	return err
 }

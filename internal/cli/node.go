@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -24,8 +25,8 @@ func nodeRows(c cluster.Detail) [][]string {
 	return rows
 }
 
-// newNodeChange completes a command that changes the node that it names.
-func newNodeChange(open opener, cmd *cobra.Command, f func(ctx context.Context, all manager, cluster, node string) error) *cobra.Command {
+// newNodeChange completes a command that changes the node that it names, and then says what was done, where the manager doesn't.
+func newNodeChange(open opener, cmd *cobra.Command, done string, f func(ctx context.Context, all manager, cluster, node string) error) *cobra.Command {
 	m := member{place: place{open: open}}
 	m.flags(cmd)
 	cmd.Args = exactArg("the node's name")
@@ -34,7 +35,13 @@ func newNodeChange(open opener, cmd *cobra.Command, f func(ctx context.Context, 
 		if err := required(cmd, "cluster-name"); err != nil {
 			return err
 		}
-		return m.change(cmd, func(ctx context.Context, all manager) error { return f(ctx, all, m.cluster, args[0]) })
+		if err := m.change(cmd, func(ctx context.Context, all manager) error { return f(ctx, all, m.cluster, args[0]) }); err != nil {
+			return err
+		}
+		if done != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "node %s: %s\n", args[0], done)
+		}
+		return nil
 	}
 	return cmd
 }

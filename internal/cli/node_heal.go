@@ -12,7 +12,7 @@ func newNodeHealCommand(open opener) *cobra.Command {
 		Short:   "Give a node that was cut off its network back",
 		Long:    `Undoes "bulkhead node partition". Of a node that isn't cut off, nothing is changed.`,
 		Example: `  sudo bulkhead node heal --cluster-name demo demo-nodepool1-0`,
-	}, func(ctx context.Context, all manager, cluster, node string) error {
+	}, "back on the network", func(ctx context.Context, all manager, cluster, node string) error {
 		return all.NodePartition(ctx, cluster, node, false)
 	})
 }

@@ -12,7 +12,7 @@ func newNodeStartCommand(open opener) *cobra.Command {
 		Short:   "Start a node that was stopped",
 		Long:    `Starts the node's processes and returns when they are ready. Pods that still belong to it start again.`,
 		Example: `  sudo bulkhead node start --cluster-name demo demo-nodepool1-0`,
-	}, func(ctx context.Context, all manager, cluster, node string) error {
+	}, "", func(ctx context.Context, all manager, cluster, node string) error {
 		return all.NodeStart(ctx, cluster, node)
 	})
 }

@@ -13,7 +13,7 @@ func newNodeStopCommand(open opener) *cobra.Command {
 		Long: `Ends the node's containers, virtual machines and processes, without evicting pods first; its disk stays. The node stays stopped, also
 when the cluster is stopped and started, until "bulkhead node start".`,
 		Example: `  sudo bulkhead node stop --cluster-name demo demo-nodepool1-0`,
-	}, func(ctx context.Context, all manager, cluster, node string) error {
+	}, "stopped", func(ctx context.Context, all manager, cluster, node string) error {
 		return all.NodeStop(ctx, cluster, node)
 	})
 }

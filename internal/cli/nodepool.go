@@ -14,7 +14,8 @@ import (
 func newNodepoolCommand(open opener) *cobra.Command {
 	return newNoun("nodepool", "Add, scale and remove the node pools of a cluster",
 		`The nodes of a pool are alike: they have one workload runtime, and the pool's labels and taints. Nodes are named
-<cluster>-<pool>-<number> and have the label bulkhead.dev/pool.`,
+<cluster>-<pool>-<number>, where no two nodes of a cluster have the same number, and have the label bulkhead.dev/pool; on pools with
+the workload runtime vm-isolation also bulkhead.dev/isolation, hardware or emulated.`,
 		newNodepoolAddCommand(open), newNodepoolListCommand(open), newNodepoolShowCommand(open), newNodepoolScaleCommand(open), newNodepoolDeleteCommand(open))
 }
 

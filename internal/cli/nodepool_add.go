@@ -16,7 +16,8 @@ func newNodepoolAddCommand(open opener) *cobra.Command {
 		Short: "Add a pool of nodes to a cluster",
 		Long: `Makes the pool's nodes and returns when they are ready. With the workload runtime vm-isolation, pods on these nodes may ask for a
 virtual machine of their own by their runtimeClassName. Where KVM doesn't work, that needs the preview feature EmulatedVMIsolation,
-and is no isolation.`,
+and is no isolation. Of the labels with a prefix kubernetes.io, k8s.io or bulkhead.dev, only topology.kubernetes.io/zone and region
+and those of node.kubernetes.io are yours.`,
 		Example: `  # An ordinary cluster gains a pool for sandboxed pods.
   sudo bulkhead nodepool add --cluster-name demo --name sandbox --workload-runtime vm-isolation
 
@@ -29,6 +30,7 @@ and is no isolation.`,
 	cmd.Flags().IntVarP(&pool.Count, "node-count", "c", 1, "how many nodes the pool has")
 	runtimeOf(cmd, &pool.Runtime)
 	cmd.Flags().StringToStringVar(&pool.Labels, "labels", nil, "labels of the nodes, `key=value,...`")
+	cmd.Flags().Lookup("labels").DefValue = "" // its zero value is written []
 	cmd.Flags().StringSliceVar(&pool.Taints, "node-taints", nil, "taints of the nodes, `key=value:effect,...`")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := required(cmd, "cluster-name", "name"); err != nil {

@@ -5,7 +5,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/containerd/errdefs"
 	"github.com/spf13/cobra"
 
 	"bulkhead.dev/bulkhead/internal/cluster"
@@ -38,9 +37,13 @@ func newNodepoolShowCommand(open opener) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		var names []string
+		for _, p := range detail.Pools {
+			names = append(names, p.Name)
+		}
 		detail.Pools = slices.DeleteFunc(detail.Pools, func(p spec.Pool) bool { return p.Name != name })
 		if len(detail.Pools) == 0 {
-			return fmt.Errorf("node pool %s of cluster %s: %w", name, m.cluster, errdefs.ErrNotFound)
+			return fmt.Errorf("cluster %s has no pool %s; it has %s", m.cluster, name, none(names))
 		}
 		detail.Nodes = slices.DeleteFunc(detail.Nodes, func(n cluster.NodeDetail) bool { return n.Pool != name })
 		return out.write(cmd.OutOrStdout(), shownPool{detail.Pools[0], list(detail.Nodes)}, func(w io.Writer) error {

@@ -73,8 +73,13 @@ func writeTable(w io.Writer, rows ...[]string) error {
 	return columns.Flush()
 }
 
-// mebibytes writes a size for people.
-func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+// mebibytes writes a size for people. What is small is written in KiB, so that it isn't nothing.
+func mebibytes(n int64) string {
+	if n < 1<<20 {
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+}
 
 // list makes an encoded list that is empty an empty list, not null.
 func list[T any](items []T) []T {

@@ -16,9 +16,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"bulkhead.dev/bulkhead/internal/config"
 )
@@ -78,11 +82,27 @@ func run(ctx context.Context, open opener, args []string, stdin io.Reader, stdou
 		return int(status)
 	}
 	fmt.Fprintf(stderr, "bulkhead: %v\n", err)
+	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
+		fmt.Fprintln(stderr, "You are not root: try it with sudo.")
+	}
 	if usage := (usageError{}); errors.As(err, &usage) {
 		fmt.Fprintf(stderr, "See \"%s --help\".\n", command.CommandPath())
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// flagError says what is wrong with a flag's value as the other errors of parameters do: --flag "value": what to write.
+func flagError(_ *cobra.Command, err error) error {
+	invalid := (*pflag.InvalidValueError)(nil)
+	if !errors.As(err, &invalid) {
+		return usageError{err}
+	}
+	reason := invalid.Unwrap().Error()
+	if number := (*strconv.NumError)(nil); errors.As(err, &number) {
+		reason = "write a whole number"
+	}
+	return usageError{fmt.Errorf("--%s %q: %s", invalid.GetFlag().Name, invalid.GetValue(), reason)}
 }
 
 func newRootCommand(open opener) *cobra.Command {
@@ -109,7 +129,7 @@ that has a Kubernetes already.`,
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetFlagErrorFunc(flagError)
 	root.PersistentFlags().String("config", "", "the runtime's configuration `file` (default $"+config.PathVariable+" or "+config.DefaultPath+")")
 	root.AddCommand(commands(open)...)
 	return root

@@ -28,17 +28,20 @@ const minFree = 1 << 30
 // checkHost finds out whether this host can have a cluster at all.
 func (m *Manager) checkHost() error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("create a cluster: network namespaces and containers need root: %w", errdefs.ErrPermissionDenied)
+		return errdefs.ErrPermissionDenied.WithMessage("create a cluster: network namespaces and containers need root")
 	}
-	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local"} {
+	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local", "cni/portmap"} {
 		if _, err := exec.LookPath(filepath.Join(m.o.BinDir, name)); err != nil {
-			return fmt.Errorf("look for the cluster's programs in --bin-dir %s: %w: build them with make bin: %w", m.o.BinDir, err, errdefs.ErrFailedPrecondition)
+			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("look for the cluster's programs in --bin-dir %s: %v: build them with make bin", m.o.BinDir, err))
 		}
 	}
 	for program, pkg := range map[string]string{"nft": "nftables", "runc": "runc"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return fmt.Errorf("%w: install the Debian package %s: %w", err, pkg, errdefs.ErrFailedPrecondition)
+			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("%v: install the Debian package %s", err, pkg))
 		}
+	}
+	if err := checkStateDir(m.o.StateDir); err != nil {
+		return err
 	}
 	if err := os.MkdirAll(m.o.StateDir, 0o711); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
@@ -54,8 +57,25 @@ func (m *Manager) checkHost() error {
 			Fix:    "free some, or take a directory on another file system",
 		}
 	}
+	return nil
+}
+
+// noteForwarding says how far pods will reach, where that is not far.
+func (m *Manager) noteForwarding() {
 	if data, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(data)) == "0" {
 		m.o.Progress("note: this host doesn't forward packets (net.ipv4.ip_forward is 0): nodes and pods will reach each other, and nothing beyond this host")
+	}
+}
+
+// checkStateDir refuses a path that components would take apart: it stands in mount options, in lists of TARGET=SOURCE, and
+// between quotes in files where braces are variables.
+func checkStateDir(dir string) error {
+	bad := func(r rune) bool { return strings.ContainsRune(`,:\="{}`, r) || r < ' ' || r == 0x7f }
+	if i := strings.IndexFunc(dir, bad); i >= 0 {
+		return &spec.ParameterError{
+			Parameter: "--state-dir", Value: dir, Reason: fmt.Sprintf("has the character %q, which means something else to what runs in it", dir[i]),
+			Fix: "take a directory without",
+		}
 	}
 	return nil
 }
@@ -74,6 +94,9 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 	if _, err := exec.LookPath(filepath.Join(m.o.BinDir, "containerd-shim-bulkhead-v2")); err != nil {
 		return refuse(err.Error(), "build it with make bin")
 	}
+	if _, err := guestimage.Open(m.o.GuestDir); err != nil {
+		return fmt.Errorf("--workload-runtime %q: %w", p.Runtime, err)
+	}
 	acceleration, warning, err := m.isolation(ctx, c.VM.Acceleration)
 	if errors.Is(err, context.Canceled) {
 		return err
@@ -90,17 +113,18 @@ func (m *Manager) checkPool(ctx context.Context, p spec.Pool, c spec.Config) err
 	}
 	if f.State != feature.Registered {
 		return refuse(
-			fmt.Sprintf("VMs would be emulated here (%s), which is the preview feature %s, and it is %s", warning, f.Name, f.State),
-			"bulkhead feature register "+f.Name,
+			fmt.Sprintf("VMs would be emulated here, which is no isolation and the preview feature %s, and it is %s", f.Name, f.State),
+			fmt.Sprintf("bulkhead feature register %s (why they would be: %s)", f.Name, warning),
 		)
 	}
+	m.o.Progress("note: pool %s: the VMs of its pods are emulated: EMULATION IS NOT ISOLATION", p.Name)
 	return nil
 }
 
 // isolation finds out what runs a guest on this host. A host is probed once, by booting the guest.
 func (m *Manager) isolation(ctx context.Context, mode string) (vmm.Acceleration, string, error) {
 	if _, err := guestimage.Open(m.o.GuestDir); err != nil {
-		return "", "", fmt.Errorf("open the guest image: %w: make it with bulkhead guest build --dir %s", err, m.o.GuestDir)
+		return "", "", err // it says what to do
 	}
 	if mode == "" {
 		mode = config.AccelerationAuto

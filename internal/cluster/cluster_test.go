@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,6 +120,43 @@ func TestLock(t *testing.T) {
 	if _, err := os.Stat(m.clustersDir()); !errors.Is(err, os.ErrNotExist) {
 		entries, _ := os.ReadDir(m.clustersDir())
 		t.Errorf("the directory of clusters is left with %v", entries)
+	}
+}
+
+// A disk that is full is a reason to delete a cluster, and doesn't take another record.
+func TestMarkDeletingWithoutRoom(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("changing a cluster needs root, and says so")
+	}
+	for _, full := range []bool{false, true} {
+		m := manager(t, map[string]spec.Phase{"c": spec.Running})
+		c, err := m.open("c")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if full {
+			c.spec.Subnet = 1000 // which Write refuses
+		}
+		if err := c.markDeleting(); err != nil {
+			t.Errorf("full: %v: %v", full, err)
+		}
+		got, err := spec.Read(c.dir)
+		if full && !errors.Is(err, fs.ErrNotExist) || !full && (err != nil || got.Phase != spec.Deleting) {
+			t.Errorf("full: %v: the record is %+v, %v", full, got, err)
+		}
+		c.unlock()
+	}
+}
+
+func TestCheckStateDir(t *testing.T) {
+	for dir, good := range map[string]bool{
+		"/var/lib/bulkhead": true, "/srv/my clusters": true, "/srv/a'b%c$d": true,
+		"/srv/a:b": false, "/srv/a,b": false, "/srv/a=b": false, `/srv/a\b`: false, `/srv/a"b`: false, "/srv/{$HOME}": false, "/srv/a\nb": false,
+	} {
+		var parameter *spec.ParameterError
+		if err := checkStateDir(dir); good != (err == nil) || err != nil && (!errors.As(err, &parameter) || parameter.Parameter != "--state-dir") {
+			t.Errorf("%q: %v", dir, err)
+		}
 	}
 }
 

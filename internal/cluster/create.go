@@ -46,6 +46,7 @@ func (m *Manager) Create(ctx context.Context, name string, o CreateOptions) (err
 	if err := c.clearInterrupted(ctx); err != nil {
 		return err
 	}
+	m.noteForwarding()
 	c.spec = spec.Cluster{
 		Name: name, Phase: spec.Creating, Created: time.Now().UTC().Truncate(time.Second),
 		Pools: o.Pools, Config: o.Config, IPv6: hasIPv6(), KubernetesVersion: m.kubernetesVersion(ctx),
@@ -76,8 +77,8 @@ func (c *cluster) clearInterrupted(ctx context.Context) error {
 	}
 	old, err := spec.Read(c.dir)
 	if err == nil && (old.Phase == spec.Running || old.Phase == spec.Stopped) {
-		return fmt.Errorf("there is a cluster %s already, made %s: take another name, or bulkhead cluster delete %s first: %w",
-			c.name, old.Created.Local().Format(time.DateTime), c.name, errdefs.ErrAlreadyExists)
+		return errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("there is a cluster %s already, made %s: take another name, or bulkhead cluster delete %s first",
+			c.name, old.Created.Local().Format(time.DateTime), c.name))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the record of the cluster %s that is there: %w: if it is of no use, bulkhead cluster delete %s removes it", c.name, err, c.name)
@@ -101,9 +102,10 @@ func (c *cluster) make(ctx context.Context) error {
 	return c.setPhase(spec.Running)
 }
 
-// takeSubnet chooses a subnet that no other cluster has, and makes the bridge, by which others see that it is taken.
+// takeSubnet chooses a subnet that no other cluster of the state directory has, nor anything else on the host, and makes the
+// bridge, by which others see that it is taken.
 func (c *cluster) takeSubnet(ctx context.Context) error {
-	unlock, err := c.m.lockSubnets()
+	unlock, err := lockSubnets()
 	if err != nil {
 		return err
 	}

@@ -29,11 +29,25 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 	c := &cluster{place: m.place(name), m: m}
 	// Without a readable record the names on the host and the directories of the nodes still say what there is.
 	if c.spec, err = spec.Read(c.dir); err == nil {
-		if err := c.setPhase(spec.Deleting); err != nil {
+		if err := c.markDeleting(); err != nil {
 			return err
 		}
 	}
 	return c.remove(ctx)
+}
+
+// markDeleting has the record say that the cluster is being deleted. On a full disk, which may be why it is deleted, there is no
+// room for that: without a record it is as clear that it is no whole cluster any more.
+func (c *cluster) markDeleting() error {
+	err := c.setPhase(spec.Deleting)
+	if err == nil {
+		return nil
+	}
+	if removeErr := os.Remove(filepath.Join(c.dir, spec.File)); removeErr != nil {
+		return errors.Join(err, removeErr)
+	}
+	c.m.o.Progress("the record can't be written, and goes first: %v", err)
+	return nil
 }
 
 // remove ends all processes of the cluster and removes everything. The cluster's directory goes last, so that until then

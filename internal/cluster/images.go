@@ -123,7 +123,11 @@ func (c *cluster) copyImages(ctx context.Context, name string) error {
 		}
 		c.m.o.Progress("node %s: copying %d images of node %s", name, len(images), other)
 		for _, image := range slices.Sorted(maps.Keys(images)) {
-			if err := copyImage(ctx, image, from, to); err != nil {
+			err := copyImage(ctx, image, from, to)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
 				// An image of which containerd hasn't kept everything was pulled, and can be pulled again.
 				c.m.o.Progress("node %s: image %s is not copied: %v", name, image, err)
 			}

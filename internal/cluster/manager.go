@@ -125,16 +125,19 @@ func (c *cluster) write() error {
 // delete the cluster would not know what it waited for.
 func (m *Manager) lock(name string) (unlock func(), err error) {
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("change cluster %s: it needs root: %w", name, errdefs.ErrPermissionDenied)
-	}
-	if err := os.MkdirAll(m.clustersDir(), 0o711); err != nil {
-		return nil, fmt.Errorf("make the directory of clusters: %w", err)
+		return nil, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("change cluster %s: it needs root", name))
 	}
 	path := filepath.Join(m.clustersDir(), "."+name+".lock")
 	for {
-		f, err := flock(path, unix.LOCK_EX|unix.LOCK_NB)
+		if err := os.MkdirAll(m.clustersDir(), 0o711); err != nil {
+			return nil, fmt.Errorf("make the directory of clusters: %w", err)
+		}
+		f, err := flock(path, os.O_RDWR|os.O_CREATE, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // the directory went with the last cluster in it
+		}
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("cluster %s is being changed by another command: try again when it has ended: %w", name, errdefs.ErrUnavailable)
+			return nil, errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("cluster %s is being changed by another command: try again when it has ended", name))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("lock cluster %s: %w", name, err)
@@ -150,8 +153,8 @@ func (m *Manager) lock(name string) (unlock func(), err error) {
 	}
 }
 
-func flock(path string, how int) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+func flock(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -167,9 +170,10 @@ func flock(path string, how int) (*os.File, error) {
 	}
 }
 
-// lockSubnets waits until no other cluster of the state directory chooses its subnet.
-func (m *Manager) lockSubnets() (unlock func(), err error) {
-	f, err := flock(filepath.Join(m.clustersDir(), ".subnets.lock"), unix.LOCK_EX)
+// lockSubnets waits until no other cluster of this host, of whatever state directory, chooses or takes its subnet. What is locked
+// is what the subnets are in: the network namespace itself.
+func lockSubnets() (unlock func(), err error) {
+	f, err := flock("/proc/self/ns/net", os.O_RDONLY, unix.LOCK_EX)
 	if err != nil {
 		return nil, fmt.Errorf("lock the choice of a subnet: %w", err)
 	}
@@ -180,10 +184,7 @@ func (m *Manager) lockSubnets() (unlock func(), err error) {
 func (m *Manager) unlock(name, path string, f *os.File) {
 	if _, err := os.Lstat(m.place(name).dir); errors.Is(err, fs.ErrNotExist) {
 		_ = os.Remove(path)
-		if names, err := m.names(); err == nil && len(names) == 0 {
-			_ = os.Remove(filepath.Join(m.clustersDir(), ".subnets.lock"))
-			_ = os.Remove(m.clustersDir()) // not empty: one is being created
-		}
+		_ = os.Remove(m.clustersDir()) // not empty: there are others, or one is being created
 	}
 	f.Close()
 }
@@ -216,8 +217,8 @@ func (m *Manager) openUsable(name string) (*cluster, error) {
 		return c, nil
 	default:
 		c.unlock()
-		return nil, fmt.Errorf("cluster %s is half-made: its record says %q, left by a command that was interrupted: "+
-			"bulkhead cluster delete %s, or create it again: %w", name, c.spec.Phase, name, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cluster %s is half-made: its record says %q, left by a command that was interrupted: "+
+			"bulkhead cluster delete %s, or create it again", name, c.spec.Phase, name))
 	}
 }
 
@@ -239,7 +240,7 @@ func (m *Manager) exists(name string) error {
 	if len(names) > 0 {
 		others = "there is " + strings.Join(names, ", ")
 	}
-	return fmt.Errorf("there is no cluster %s in %s: %s: %w", name, m.o.StateDir, others, errdefs.ErrNotFound)
+	return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("there is no cluster %s in %s: %s", name, m.o.StateDir, others))
 }
 
 // names lists the clusters, sorted.

@@ -143,7 +143,7 @@ func (m *Manager) nodeChange(name, nodeName string) (*cluster, *spec.Node, error
 	n := c.spec.Node(nodeName)
 	if n == nil {
 		c.unlock()
-		return nil, nil, fmt.Errorf("cluster %s has no node %s: see bulkhead node list --cluster-name %s: %w", name, nodeName, name, errdefs.ErrNotFound)
+		return nil, nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("cluster %s has no node %s: see bulkhead node list --cluster-name %s", name, nodeName, name))
 	}
 	return c, n, nil
 }
@@ -211,7 +211,7 @@ func (m *Manager) NodePartition(_ context.Context, name, nodeName string, on boo
 	}
 	defer c.unlock()
 	if n.Stopped {
-		return fmt.Errorf("node %s is stopped and has no network: bulkhead node start --cluster-name %s %s: %w", nodeName, name, nodeName, errdefs.ErrFailedPrecondition)
+		return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("node %s is stopped and has no network: bulkhead node start --cluster-name %s %s", nodeName, name, nodeName))
 	}
 	return fabric.Partition(c.net(), n.Index, on)
 }

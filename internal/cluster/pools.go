@@ -85,26 +85,47 @@ func (m *Manager) ScalePool(ctx context.Context, name, pool string, count int) e
 	}
 	have := c.spec.NodesOf(pool)
 	if count >= len(have) {
-		names, err := c.allocate(pool, count-len(have))
-		if err != nil {
-			return err
-		}
-		p.Count = count
-		if err := c.write(); err != nil {
-			return err
-		}
-		return c.bringUp(ctx, names)
-	}
-	p.Count = count
-	if err := c.write(); err != nil {
-		return err
+		return c.growPool(ctx, p, have, count)
 	}
 	for _, n := range slices.Backward(have[count:]) {
+		p.Count = len(c.spec.NodesOf(pool)) - 1 // which is written with the node's removal
 		if err := c.dropNode(ctx, n, true); err != nil {
 			return err
 		}
 	}
 	return c.connect(ctx)
+}
+
+// growPool adds nodes to a pool, which may be none. Those that it has are brought up too: a command that was killed may have left
+// some half-made. If it fails, the new ones are removed again.
+func (c *cluster) growPool(ctx context.Context, p *spec.Pool, have []spec.Node, count int) error {
+	added, err := c.allocate(p.Name, count-len(have))
+	if err != nil {
+		return err
+	}
+	before := p.Count
+	p.Count = count
+	if err := c.write(); err != nil {
+		return err
+	}
+	var names []string
+	for _, n := range c.spec.NodesOf(p.Name) {
+		if !n.Stopped {
+			names = append(names, n.Name)
+		}
+	}
+	if err = c.bringUp(ctx, names); err == nil || len(added) == 0 {
+		return err
+	}
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	for _, name := range slices.Backward(added) {
+		if left := c.dropNode(undo, *c.spec.Node(name), false); left != nil {
+			return errors.Join(err, left)
+		}
+	}
+	p.Count = before
+	return errors.Join(err, c.write(), c.connect(undo))
 }
 
 func (c *cluster) pool(name string) (*spec.Pool, error) {
@@ -115,7 +136,7 @@ func (c *cluster) pool(name string) (*spec.Pool, error) {
 	for _, p := range c.spec.Pools {
 		names = append(names, p.Name)
 	}
-	return nil, fmt.Errorf("cluster %s has no pool %s; it has %s: %w", c.name, name, strings.Join(names, ", "), errdefs.ErrNotFound)
+	return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("cluster %s has no pool %s; it has %s", c.name, name, strings.Join(names, ", ")))
 }
 
 // DeletePool evicts the pods of a pool and removes its nodes.
@@ -151,7 +172,7 @@ func (c *cluster) dropNode(ctx context.Context, n spec.Node, drain bool) error {
 		// A pod that can't be evicted, for a disruption budget or a hook that hangs, doesn't keep the node for ever.
 		_, err := c.kubectl(ctx, nil, "drain", n.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout="+drainTimeout.String())
 		if ctx.Err() != nil {
-			return err
+			return errors.Join(err, c.uncordon(ctx, n.Name))
 		}
 		if err != nil {
 			c.m.o.Progress("node %s: not all pods could be evicted, and end now: %v", n.Name, err)
@@ -168,4 +189,12 @@ func (c *cluster) dropNode(ctx context.Context, n spec.Node, drain bool) error {
 	}
 	c.spec.RemoveNode(n.Name)
 	return c.write()
+}
+
+// uncordon lets pods be scheduled again to a node that stays after all. It is done although the context has ended.
+func (c *cluster) uncordon(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	_, err := c.kubectl(ctx, nil, "uncordon", name)
+	return err
 }

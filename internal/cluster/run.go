@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -21,7 +22,7 @@ func (m *Manager) openRunning(name string) (*cluster, error) {
 	}
 	if c.spec.Phase == spec.Stopped {
 		c.unlock()
-		return nil, fmt.Errorf("cluster %s is stopped: bulkhead cluster start %s: %w", name, name, errdefs.ErrFailedPrecondition)
+		return nil, errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("cluster %s is stopped: bulkhead cluster start %s", name, name))
 	}
 	return c, nil
 }
@@ -93,7 +94,7 @@ func (m *Manager) Stop(ctx context.Context, name string) error {
 	if err := errors.Join(nodes, supervise.Stop(ctx, c.controlPlane())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
-	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup())); err != nil {
+	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup()), os.RemoveAll(c.sockets())); err != nil {
 		return fmt.Errorf("stop cluster %s: %w", name, err)
 	}
 	return nil

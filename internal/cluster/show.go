@@ -28,10 +28,12 @@ type Summary struct {
 // Detail is all that is known of a cluster without asking its API server.
 type Detail struct {
 	Summary
-	Dir     string       `json:"dir"`
-	Subnets []string     `json:"subnets"`
-	Pools   []spec.Pool  `json:"pools"`
-	Nodes   []NodeDetail `json:"nodes"`
+	Dir string `json:"dir"`
+	// Registry is the address of the cluster's registry, to which this host may push.
+	Registry string       `json:"registry"`
+	Subnets  []string     `json:"subnets"`
+	Pools    []spec.Pool  `json:"pools"`
+	Nodes    []NodeDetail `json:"nodes"`
 	// Components are the control plane's processes.
 	Components []supervise.ProcessStatus `json:"components"`
 }
@@ -85,7 +87,7 @@ func (m *Manager) detail(p place, c spec.Cluster) Detail {
 			Name: p.name, Phase: c.Phase, KubernetesVersion: c.KubernetesVersion, NodeCount: len(c.Nodes),
 			Server: component.APIServerURL(network), Created: c.Created,
 		},
-		Dir: p.dir, Subnets: texts(network.Subnets()), Pools: c.Pools,
+		Dir: p.dir, Registry: strings.TrimPrefix(component.RegistryURL(network), "http://"), Subnets: texts(network.Subnets()), Pools: c.Pools,
 	}
 	var problems []string
 	trouble := func(what, dir string) []supervise.ProcessStatus {

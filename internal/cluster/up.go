@@ -35,7 +35,7 @@ func (c *cluster) up(ctx context.Context) error {
 	if err := c.issue(); err != nil {
 		return err
 	}
-	if err := fabric.Up(ctx, c.net()); err != nil {
+	if err := c.joinHost(ctx); err != nil {
 		return err
 	}
 	names := c.running()
@@ -56,6 +56,17 @@ func (c *cluster) up(ctx context.Context) error {
 		return err
 	}
 	return c.awaitNodes(ctx, names)
+}
+
+// joinHost makes the cluster's network on the host, which fails if something else has its subnet by now: the bridge of a cluster
+// that is stopped is gone, and a cluster of another state directory may have been made since.
+func (c *cluster) joinHost(ctx context.Context) error {
+	unlock, err := lockSubnets()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return fabric.Up(ctx, c.net())
 }
 
 // running are the names of the nodes that should run.
@@ -97,6 +108,10 @@ func (c *cluster) startControlPlane(ctx context.Context) error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("make the control plane's directories: %w", err)
 		}
+	}
+	// The provisioner wants it, and a cluster may have no node yet.
+	if err := os.MkdirAll(filepath.Join(c.dir, "nodes"), 0o711); err != nil {
+		return fmt.Errorf("make the directory of the nodes: %w", err)
 	}
 	// Nodes have sockets in it that the VMM's user passes by.
 	if err := os.Chmod(c.sockets(), 0o711); err != nil {

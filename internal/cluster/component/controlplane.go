@@ -18,7 +18,7 @@ import (
 const (
 	APIServerPort     = 6443
 	MetricsServerPort = 4443
-	RegistryPort      = 5000
+	RegistryPort      = fabric.HostPort
 )
 
 // Names of the control plane's processes.
@@ -205,7 +205,7 @@ func (o ControlPlaneOptions) corefile() []byte {
     errors
     ready 127.0.0.1:8181
     kubernetes cluster.local in-addr.arpa ip6.arpa {
-        kubeconfig %s
+        kubeconfig "%s"
         pods insecure
         fallthrough in-addr.arpa ip6.arpa
         ttl 30

@@ -113,7 +113,7 @@ func TestCorefile(t *testing.T) {
 		ipv6      bool
 		has, not  []string
 	}{
-		{"alone", nil, false, []string{"bind 10.88.7.2\n", "kubernetes cluster.local"}, []string{"forward"}},
+		{"alone", nil, false, []string{"bind 10.88.7.2\n", "kubernetes cluster.local", `kubeconfig "/`}, []string{"forward"}},
 		{"dual stack", nil, true, []string{"bind 10.88.7.2 fd88:123:abcd::2\n"}, nil},
 		{
 			"with resolvers", []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, false,

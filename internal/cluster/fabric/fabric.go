@@ -55,6 +55,7 @@ func (n Network) upSteps(ctx context.Context) []step {
 	table := n.hostRules()
 	steps := []step{
 		{"look for programs", checkPrograms},
+		{"look whether the subnet is free", n.checkSubnet},
 		{"make bridge " + n.Bridge(), n.makeBridge},
 		{"give bridge " + n.Bridge() + " its addresses", n.addressBridge},
 		{"write nft table " + n.hostTable(), func() error { return nft(ctx, table) }},

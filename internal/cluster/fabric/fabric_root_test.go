@@ -13,7 +13,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -119,12 +121,17 @@ func ok(t *testing.T, err error) {
 	}
 }
 
+// port is where serve answers, and call asks.
+const port = 7777
+
 // serve answers each connection to the address, in a network namespace ("": the tests' host's), with its peer's address.
-func serve(t *testing.T, netns, addr string) {
+func serve(t *testing.T, netns, addr string) { t.Helper(); serveAt(t, netns, addr, port) }
+
+func serveAt(t *testing.T, netns, addr string, port int) {
 	t.Helper()
 	var l net.Listener
 	ok(t, within(netns, func() (err error) {
-		l, err = net.Listen("tcp", net.JoinHostPort(addr, "7777"))
+		l, err = net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(port)))
 		return err
 	}))
 	t.Cleanup(func() { l.Close() })
@@ -143,13 +150,17 @@ func serve(t *testing.T, netns, addr string) {
 
 // call connects from a network namespace, and from an address if it isn't "", and returns the address that the server saw.
 func call(netns, from, to string) (string, error) {
+	return callAt(netns, from, to, port, 5*time.Second)
+}
+
+func callAt(netns, from, to string, port int, patience time.Duration) (string, error) {
 	var seen []byte
 	err := within(netns, func() error {
-		d := net.Dialer{Timeout: 5 * time.Second}
+		d := net.Dialer{Timeout: patience}
 		if from != "" {
 			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
 		}
-		c, err := d.Dial("tcp", net.JoinHostPort(to, "7777"))
+		c, err := d.Dial("tcp", net.JoinHostPort(to, strconv.Itoa(port)))
 		if err != nil {
 			return err
 		}
@@ -273,13 +284,7 @@ func TestMasqueradeToTheWorld(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", command, err, out)
 		}
 	}
-	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-		file = "/proc/sys/net/" + file
-		old, err := os.ReadFile(file)
-		ok(t, err)
-		ok(t, os.WriteFile(file, []byte("1"), 0))
-		t.Cleanup(func() { ok(t, os.WriteFile(file, old, 0)) })
-	}
+	hostForwards(t)
 	pods := []string{"10.244.0.5", "fd44::5"}
 	for k, there := range []string{"198.51.100.2", "fd99::2"} {
 		here := []string{"198.51.100.1", "fd99::1"}[k]
@@ -289,6 +294,46 @@ func TestMasqueradeToTheWorld(t *testing.T) {
 		sees(t, n.NodeNetNS(0), pods[k], there, here)
 		sees(t, n.ControlPlaneNetNS(), "", there, here)
 	}
+}
+
+// hostForwards has the tests' host forward packets.
+func hostForwards(t *testing.T) {
+	t.Helper()
+	for _, file := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		file = "/proc/sys/net/" + file
+		old, err := os.ReadFile(file)
+		ok(t, err)
+		ok(t, os.WriteFile(file, []byte("1"), 0))
+		t.Cleanup(func() { ok(t, os.WriteFile(file, old, 0)) })
+	}
+}
+
+// Masquerading gives the pods of another cluster the host's address, which is trusted at HostPort.
+func TestHostPortIsTheHosts(t *testing.T) {
+	n, other := start(t, 15), start(t, 16)
+	whole(t, n)
+	whole(t, other)
+	hostForwards(t)
+	pods := []string{"10.244.0.5", "fd44::5"}
+	for k, addr := range n.ControlPlaneAddrs() {
+		control, host := addr.String(), n.HostAddrs()[k].String()
+		serve(t, n.ControlPlaneNetNS(), control)
+		serveAt(t, n.ControlPlaneNetNS(), control, HostPort)
+		pod(t, n, 0, pods[k])
+		pod(t, other, 0, pods[k])
+		for _, c := range []struct{ netns, from, sees string }{
+			{"", "", host}, {n.NodeNetNS(0), "", n.NodeAddrs(0)[k].String()}, {n.NodeNetNS(0), pods[k], pods[k]},
+		} {
+			if got, err := callAt(c.netns, c.from, control, HostPort, 5*time.Second); err != nil || got != c.sees {
+				t.Errorf("from %q %s to %s: the server saw %q, %v; want %q", c.netns, c.from, control, got, err, c.sees)
+			}
+		}
+		sees(t, other.NodeNetNS(0), pods[k], control, host) // at another port
+		if got, err := callAt(other.NodeNetNS(0), pods[k], control, HostPort, time.Second); err == nil {
+			t.Errorf("a pod of another cluster reached %s as %q", control, got)
+		}
+	}
+	ok(t, Down(n)) // before the other one's end is compared with its beginning
 }
 
 func TestPartition(t *testing.T) {
@@ -533,6 +578,61 @@ func TestTwoNetworks(t *testing.T) {
 	}
 	ok(t, Down(a))
 	sees(t, b.NodeNetNS(0), "", b.NodeAddrs(1)[0].String(), b.NodeAddrs(0)[0].String())
+}
+
+// The subnet of a cluster that is stopped isn't to be seen on the host, and another one may have taken it.
+func TestSubnetIsTakenMeanwhile(t *testing.T) {
+	n := start(t, 17)
+	other := Network{ID: "abcfffff", Subnet: n.Subnet}
+	ok(t, Up(t.Context(), other))
+	if err := Up(t.Context(), n); !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), "10.88.17.0/24") {
+		t.Errorf("with the subnet of network %s: %v", other.ID, err)
+	}
+	if link, err := find(n.Bridge()); err != nil || link != nil {
+		t.Errorf("bridge %s was made: %v", n.Bridge(), err)
+	}
+	ok(t, Down(other))
+	ok(t, Up(t.Context(), n))
+	ok(t, Up(t.Context(), n))
+	// One that has it already is left to work as well as it can.
+	ok(t, addLink(t, "meanwhile0", "10.88.17.128/25"))
+	ok(t, Up(t.Context(), n))
+}
+
+// addLink makes a link with an address, until the end of the test.
+func addLink(t *testing.T, name, addr string) error {
+	t.Helper()
+	t.Cleanup(func() { exec.Command("ip", "link", "del", name).Run() })
+	for _, args := range [][]string{{"link", "add", name, "type", "bridge"}, {"addr", "add", addr, "dev", name}, {"link", "set", name, "up"}} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// A cluster that goes removes the directory for network namespaces as soon as nobody uses it, also while another one comes.
+func TestComeAndGoAtOnce(t *testing.T) {
+	a, b := start(t, 18), start(t, 19)
+	var group sync.WaitGroup
+	for _, n := range []Network{a, b} {
+		group.Go(func() {
+			for range 50 {
+				if err := makeNetNS(n.ControlPlaneNetNS()); err != nil {
+					t.Error(err)
+				}
+				if err := errors.Join(removeNetNS(n.ControlPlaneNetNS()), removeNetNSDir()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	for _, path := range []string{netnsDir, madeNetNSDir} {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
 }
 
 func TestDirectoryOfOthersStays(t *testing.T) {

@@ -103,14 +103,9 @@ func makeNetNS(path string) error {
 	if !errors.Is(err, errdefs.ErrNotFound) {
 		return err
 	}
-	if err := makeNetNSDir(); err != nil {
+	if err := makeMountPoint(path); err != nil {
 		return err
 	}
-	mountpoint, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
-	if err != nil {
-		return fmt.Errorf("make mount point: %w", err)
-	}
-	mountpoint.Close()
 	return onThread(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
@@ -120,6 +115,41 @@ func makeNetNS(path string) error {
 		}
 		return nil
 	})
+}
+
+// makeMountPoint makes an empty file, and its directory. Another cluster that goes may remove that as long as it is empty.
+func makeMountPoint(path string) error {
+	unlock, err := lockNetNSDir()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := makeNetNSDir(); err != nil {
+		return err
+	}
+	mountpoint, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err != nil {
+		return fmt.Errorf("make mount point: %w", err)
+	}
+	return mountpoint.Close()
+}
+
+// lockNetNSDir waits until no other command makes or removes the directory. The lock is its parent's, since it comes and goes.
+func lockNetNSDir() (unlock func(), err error) {
+	dir, err := os.Open(filepath.Dir(netnsDir))
+	if err != nil {
+		return nil, fmt.Errorf("lock the directory for network namespaces: %w", err)
+	}
+	for {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { dir.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			dir.Close()
+			return nil, fmt.Errorf("lock the directory for network namespaces: flock %s: %w", dir.Name(), err)
+		}
+	}
 }
 
 func makeNetNSDir() error {
@@ -137,10 +167,15 @@ func makeNetNSDir() error {
 
 // removeNetNSDir removes the directory if it was made here and nobody uses it.
 func removeNetNSDir() error {
+	unlock, err := lockNetNSDir()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if _, err := os.Stat(madeNetNSDir); err != nil {
 		return nil
 	}
-	err := os.Remove(netnsDir)
+	err = os.Remove(netnsDir)
 	if errors.Is(err, syscall.ENOTEMPTY) || errors.Is(err, syscall.EBUSY) {
 		return nil
 	}

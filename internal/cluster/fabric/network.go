@@ -12,6 +12,9 @@ import (
 const (
 	// MaxNodes is how many nodes fit into a cluster's subnet: their addresses are .10 to .254.
 	MaxNodes = 245
+	// HostPort is the port of the control plane where a server may trust who comes from an address of the host: nobody else's
+	// connections are forwarded to it with one.
+	HostPort = 5000
 
 	netnsDir        = "/run/netns"
 	firstNode       = 10 // last octet of node 0's address

@@ -14,13 +14,16 @@ import (
 // nodeTable is the name of the nft table in a node's namespace.
 const nodeTable = "bulkhead"
 
-// hostRules are those of the host's namespace: what goes from the subnet to the world has the host's address.
+// hostRules are those of the host's namespace: what goes from the subnet to the world has the host's address. What others send into
+// the subnet may have it too, by a masquerading of theirs, as the pods of another cluster and containers of other engines do: so
+// HostPort, where the host's address is trusted, is closed to all that the host only forwards.
 func (n Network) hostRules() string {
-	var rules []string
-	for _, subnet := range n.Subnets() {
+	var rules, filters []string
+	for k, subnet := range n.Subnets() {
 		rules = append(rules, fmt.Sprintf(`%s saddr %s oifname != "%s" masquerade`, family(subnet), subnet, n.Bridge()))
+		filters = append(filters, fmt.Sprintf(`iifname != "%s" %s daddr %s tcp dport %d drop`, n.Bridge(), family(subnet), n.ControlPlaneAddrs()[k], HostPort))
 	}
-	return table(n.hostTable(), rules)
+	return table(n.hostTable(), rules, filters...)
 }
 
 // nodeRules are those of a node's namespace: outside the cluster nobody has a route to a pod, and neither has the host, so
@@ -37,16 +40,24 @@ func (n Network) nodeRules() string {
 }
 
 // table replaces a table in one transaction. Adding it first makes the deletion one of something that is there.
-func table(name string, rules []string) string {
+func table(name string, rules []string, filters ...string) string {
+	forward := ""
+	if len(filters) > 0 {
+		forward = fmt.Sprintf(`
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		%s
+	}`, strings.Join(filters, "\n\t\t"))
+	}
 	return fmt.Sprintf(`add table inet %[1]s
 delete table inet %[1]s
 table inet %[1]s {
 	chain postrouting {
 		type nat hook postrouting priority srcnat; policy accept;
 		%[2]s
-	}
+	}%[3]s
 }
-`, name, strings.Join(rules, "\n\t\t"))
+`, name, strings.Join(rules, "\n\t\t"), forward)
 }
 
 func family(p netip.Prefix) string {

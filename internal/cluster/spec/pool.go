@@ -161,6 +161,12 @@ func (p Pool) Validate() error {
 				Fix: "write KEY=VALUE, each with at most 63 letters, digits, hyphens, underscores and dots, such as tier=web",
 			}
 		}
+		if reservedLabel(key) {
+			return &ParameterError{
+				Parameter: "--labels", Value: key + "=" + value, Reason: "is set by the cluster, or not allowed on nodes by the kubelet",
+				Fix: "take a prefix of your own or none, topology.kubernetes.io/zone or region, or node.kubernetes.io",
+			}
+		}
 	}
 	for _, taint := range p.Taints {
 		if err := validateTaint(taint); err != nil {
@@ -187,6 +193,24 @@ func validLabelKey(key string) bool {
 		return labelName.MatchString(key)
 	}
 	return len(prefix) <= 253 && labelPrefix.MatchString(prefix) && labelName.MatchString(name)
+}
+
+// reservedLabel says whether a label is the cluster's own, or one with which a kubelet would not start: it takes few of
+// Kubernetes' (--node-labels), among them those by which it names itself.
+func reservedLabel(key string) bool {
+	prefix, _, found := strings.Cut(key, "/")
+	if !found {
+		return false
+	}
+	if prefix == "node.kubernetes.io" || key == "topology.kubernetes.io/zone" || key == "topology.kubernetes.io/region" {
+		return false
+	}
+	for _, reserved := range []string{"kubernetes.io", "k8s.io", "bulkhead.dev"} {
+		if prefix == reserved || strings.HasSuffix(prefix, "."+reserved) {
+			return true
+		}
+	}
+	return false
 }
 
 func validateTaint(taint string) error {
