@@ -8,9 +8,9 @@
 //	testtier [-bin DIR] [-guest DIR] [-fuzzinputs N] unit|root|vm|e2e|fuzz ...
 //
 //	go list ── which files, which tests does the tier add ── go test -json ── report
-//	                                                              └─ failed tests of vm and e2e, once more ─┘
+//	                                                              └─ failed tests of root, vm and e2e, once more ─┘
 //
-// In the tiers that wait for emulated VMs and whole clusters, one slow moment of the machine can fail a test. There, tests
+// In the tiers that wait for kernels, emulated VMs and whole clusters, one slow moment of the machine can fail a test. There, tests
 // that failed are run again by name, once. One that then passes counts as passed and is named as flaky, so that it is neither
 // lost nor in the way of the other results.
 //
