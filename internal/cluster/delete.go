@@ -33,7 +33,11 @@ func (m *Manager) Delete(ctx context.Context, name string) error {
 			return err
 		}
 	}
-	return c.remove(ctx)
+	if err := c.remove(ctx); err != nil {
+		return err
+	}
+	m.o.Progress("cluster %s: deleted", name)
+	return nil
 }
 
 // markDeleting has the record say that the cluster is being deleted. On a full disk, which may be why it is deleted, there is no

@@ -35,10 +35,21 @@ func (m *Manager) Start(ctx context.Context, name string) error {
 		return err
 	}
 	defer c.unlock()
-	if err := c.up(ctx); err != nil {
-		return err
+	wasStopped := c.spec.Phase == spec.Stopped
+	err = c.up(ctx)
+	if err == nil {
+		err = c.setPhase(spec.Running)
 	}
-	return c.setPhase(spec.Running)
+	if err != nil && wasStopped {
+		// A cluster that is recorded as stopped must not run.
+		m.o.Progress("stopping what was started of cluster %s", name)
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		if left := c.down(undo); left != nil {
+			err = errors.Join(err, fmt.Errorf("stop what was started: %w: bulkhead cluster stop %s tries again", left, name))
+		}
+	}
+	return err
 }
 
 // Update brings a running cluster up to date with this program: certificates that are about to expire are renewed, components
@@ -80,22 +91,32 @@ func (m *Manager) Stop(ctx context.Context, name string) error {
 		return err
 	}
 	defer c.unlock()
-	// The record first: what is interrupted from here on is a stopped cluster of which something still runs.
-	if err := c.setPhase(spec.Stopped); err != nil {
-		return err
+	// The record first: what is interrupted from here on is a stopped cluster of which something still runs. On a full disk there is no
+	// room for it, and what ends may make some.
+	recordErr := c.setPhase(spec.Stopped)
+	if err := c.down(ctx); err != nil {
+		return fmt.Errorf("stop cluster %s: %w", name, errors.Join(recordErr, err))
 	}
+	if recordErr != nil {
+		if err := c.setPhase(spec.Stopped); err != nil {
+			return fmt.Errorf("cluster %s is stopped, and its record can't say so: %w", name, err)
+		}
+	}
+	m.o.Progress("cluster %s: stopped", name)
+	return nil
+}
+
+// down ends all processes of the cluster and removes what they had of the host, apart from files.
+func (c *cluster) down(ctx context.Context) error {
 	group := errgroup.Group{}
 	for _, n := range c.spec.Nodes {
-		m.o.Progress("node %s: stopping", n.Name)
+		c.m.o.Progress("node %s: stopping", n.Name)
 		group.Go(func() error { return c.stopNode(ctx, n.Name) })
 	}
 	nodes := group.Wait()
-	m.o.Progress("control plane: stopping")
+	c.m.o.Progress("control plane: stopping")
 	if err := errors.Join(nodes, supervise.Stop(ctx, c.controlPlane())); err != nil {
-		return fmt.Errorf("stop cluster %s: %w", name, err)
+		return err // what still runs uses the rest
 	}
-	if err := errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup()), os.RemoveAll(c.sockets())); err != nil {
-		return fmt.Errorf("stop cluster %s: %w", name, err)
-	}
-	return nil
+	return errors.Join(fabric.Down(c.net()), removeCgroups(c.cgroup()), os.RemoveAll(c.sockets()))
 }

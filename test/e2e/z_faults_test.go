@@ -221,18 +221,15 @@ func TestStopAndStart(t *testing.T) {
 	uids := k.run(t, "get", "pods", "-l", "app=shared", "-o", "jsonpath={.items[*].metadata.uid}")
 
 	mustBulkhead(t, "cluster", "stop", clusterName)
-	all, err := leak.Processes()
-	if err != nil {
+	stopped(t, "the stop")
+	cmd := startBulkhead(t, "API server ready", "cluster", "start", clusterName)
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range all {
-		if strings.Contains(p.Command, suite.state) || strings.Contains(p.Command, clusterID(clusterName)) {
-			t.Errorf("still there after the stop: process %d, %s", p.PID, p.Command)
-		}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the start was interrupted and ended with 0")
 	}
-	if phase := show(t, clusterName).Phase; !strings.EqualFold(phase, "stopped") {
-		t.Errorf("after the stop the cluster is %s", phase)
-	}
+	stopped(t, "a start that was interrupted")
 	mustBulkhead(t, "cluster", "start", clusterName)
 
 	k.await(t, "condition=Ready", "nodes", "--all")
@@ -255,12 +252,29 @@ func TestStopAndStart(t *testing.T) {
 	})
 }
 
-// startCreate starts to create the cluster "second" and returns when it has said the text.
-func startCreate(t *testing.T, until string) *exec.Cmd {
+// stopped fails the test if the cluster isn't recorded as stopped, or something of it runs.
+func stopped(t *testing.T, after string) {
+	t.Helper()
+	all, err := leak.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range all {
+		if strings.Contains(p.Command, suite.state) || strings.Contains(p.Command, clusterID(clusterName)) {
+			t.Errorf("still there after %s: process %d, %s", after, p.PID, p.Command)
+		}
+	}
+	if phase := show(t, clusterName).Phase; !strings.EqualFold(phase, "stopped") {
+		t.Errorf("after %s the cluster is %s", after, phase)
+	}
+}
+
+// startBulkhead starts a command and returns when it has said the text.
+func startBulkhead(t *testing.T, until string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*generous)
 	t.Cleanup(cancel)
-	cmd := exec.CommandContext(ctx, filepath.Join(suite.bin, "bulkhead"), "cluster", "create", "second")
+	cmd := exec.CommandContext(ctx, filepath.Join(suite.bin, "bulkhead"), args...)
 	stderr, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +295,7 @@ func startCreate(t *testing.T, until string) *exec.Cmd {
 			return cmd
 		}
 	}
-	t.Fatalf("cluster create didn't say %q, but:\n%s%v", until, said.String(), cmd.Wait())
+	t.Fatalf("%s didn't say %q, but:\n%s%v", strings.Join(args, " "), until, said.String(), cmd.Wait())
 	return nil
 }
 
@@ -308,7 +322,7 @@ func TestCreateIsInterrupted(t *testing.T) {
 	}
 	for _, until := range []string{"network: bridge", "control plane: starting", "API server ready"} {
 		t.Run(until, func(t *testing.T) {
-			cmd := startCreate(t, until)
+			cmd := startBulkhead(t, until, "cluster", "create", "second")
 			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
@@ -337,7 +351,7 @@ func TestCreateIsKilled(t *testing.T) {
 		{"node second-nodepool1-0: starting", [][]string{{"cluster", "create", "second"}, {"cluster", "delete", "second"}}},
 	} {
 		t.Run(c.until, func(t *testing.T) {
-			cmd := startCreate(t, c.until)
+			cmd := startBulkhead(t, c.until, "cluster", "create", "second")
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
