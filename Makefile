@@ -82,7 +82,7 @@ bin-containerd:
 	$(GO) build -trimpath -tags no_btrfs -ldflags "-s -w -X $(CONTAINERD)/version.Version=$$version" -o $(BIN)/ \
 		$(CONTAINERD)/cmd/containerd $(CONTAINERD)/cmd/ctr $(CONTAINERD)/cmd/containerd-shim-runc-v2; \
 	mkdir -p $(BIN)/cni; \
-	$(GOBUILD) -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/main/ptp $(CNI)/meta/portmap $(CNI)/ipam/host-local
+	$(GOBUILD) -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/main/ptp $(CNI)/meta/portmap $(CNI)/meta/tuning $(CNI)/ipam/host-local
 
 # All of Kubernetes in one program. It reports the version that kube/go.mod pins, and as its date the version's own, so that a
 # commit always gives the same binary. The loop turns go's list of packages into a line for every hundred.

@@ -30,7 +30,7 @@ func (m *Manager) checkHost() error {
 	if os.Geteuid() != 0 {
 		return errdefs.ErrPermissionDenied.WithMessage("create a cluster: network namespaces and containers need root")
 	}
-	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/ptp", "cni/host-local", "cni/portmap"} {
+	for _, name := range []string{"bulkhead", "bulkhead-kube", "containerd", "ctr", "containerd-shim-runc-v2", "cni/loopback", "cni/tuning", "cni/ptp", "cni/host-local", "cni/portmap"} {
 		if _, err := exec.LookPath(filepath.Join(m.o.BinDir, name)); err != nil {
 			return errdefs.ErrFailedPrecondition.WithMessage(fmt.Sprintf("look for the cluster's programs in --bin-dir %s: %v: build them with make bin", m.o.BinDir, err))
 		}

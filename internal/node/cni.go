@@ -37,6 +37,15 @@ type (
 	routeEntry struct {
 		Destination string `json:"dst"`
 	}
+	// tuningPlugin sets sysctls in the pod's network namespace.
+	tuningPlugin struct {
+		Type   string            `json:"type"`
+		Sysctl map[string]string `json:"sysctl"`
+	}
+	// plugin is one that needs nothing said.
+	plugin struct {
+		Type string `json:"type"`
+	}
 	// portmapPlugin gives pods their hostPorts.
 	portmapPlugin struct {
 		Type         string          `json:"type"`
@@ -72,6 +81,10 @@ func (n *Node) routedConfig() networkList {
 	}
 	return networkList{
 		CNIVersion: "1.0.0", Name: n.network(), Plugins: []any{
+			// Before it has a device: ptp waits for the detection of duplicate addresses, one to two seconds, and on a pair of devices there is
+			// nobody who could have the same. The plugin tuning wants to follow another one, and loopback does no harm.
+			plugin{Type: "loopback"},
+			tuningPlugin{Type: "tuning", Sysctl: map[string]string{"net.ipv6.conf.default.accept_dad": "0"}},
 			pairPlugin{Type: "ptp", MTU: n.options.Member.MTU, IPAM: n.ipam(subnets...)},
 			portmapPlugin{Type: "portmap", Backend: "nftables", Capabilities: map[string]bool{"portMappings": true}},
 		},

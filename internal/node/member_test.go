@@ -112,6 +112,8 @@ func TestPodNetwork(t *testing.T) {
 	}
 	want := map[string]any{
 		"cniVersion": "1.0.0", "name": n.network(), "plugins": []any{
+			map[string]any{"type": "loopback"},
+			map[string]any{"type": "tuning", "sysctl": map[string]any{"net.ipv6.conf.default.accept_dad": "0"}},
 			map[string]any{"type": "ptp", "ipMasq": false, "mtu": 1400.0, "ipam": map[string]any{
 				"type": "host-local", "dataDir": n.path("ipam"),
 				"ranges": []any{

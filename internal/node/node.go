@@ -137,7 +137,7 @@ func complaint(stderr string) string {
 func (n *Node) checkPrograms() error {
 	built, installed := []string{"containerd", "ctr", "containerd-shim-runc-v2"}, []string{"runc"}
 	if m := n.options.Member; m != nil {
-		built = append(built, "cni/ptp", "cni/host-local", "cni/portmap")
+		built = append(built, "cni/loopback", "cni/tuning", "cni/ptp", "cni/host-local", "cni/portmap")
 		installed = append(installed, "nft")
 		if m.VM {
 			built = append(built, "containerd-shim-bulkhead-v2")
