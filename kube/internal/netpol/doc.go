@@ -2,7 +2,7 @@
 //
 // Data flows one way. Shared informers keep the cluster's Pods, Namespaces and NetworkPolicies; an [Engine] waits for a
 // change, lets more changes come for a moment, and hands all of it to [Compile], a pure function that says what the node
-// has to enforce: a [Ruleset]. That is rendered as the content of the nftables table "inet bulkhead_netpol", compared with
+// has to enforce: a [Ruleset]. That is rendered as the content of an nftables table, "inet bulkhead_netpol", compared with
 // what the kernel has, and the difference is written:
 //
 //	informers ─► State ─► Compile ─► Ruleset ─► table ─► difference ─► nft -f -
@@ -11,21 +11,23 @@
 //
 // There is no moment in which a pod that is isolated before and after a change is open. A transaction of nftables alone
 // doesn't give that: a packet on its way while one ends sees old chains with new elements. So chains and sets are made in a
-// transaction before the one that leads packets to them.
+// transaction before the one that leads packets to them. What a packet on its way can see is the old rules of one pod with the new
+// ones of another.
 //
 //	set  self4            pod . pod                  a pod reaches itself
-//	map  egress4          pod -> jump eg-H           isolated for egress
-//	map  ingress4         pod -> jump in-H           isolated for ingress
-//	map  egress4-reply    pod -> jump eg-H-reply     the same rules for the packets that come back
-//	map  ingress4-reply   pod -> jump in-H-reply
+//	map  egress4          pod -> jump eg-A           isolated for egress
+//	map  ingress4         pod -> jump in-A           isolated for ingress
+//	map  egress4-reply    pod -> jump eg-A-reply     the same rules for the packets that come back
+//	map  ingress4-reply   pod -> jump in-A-reply
 //	set  known4           pod                        only while an isolated pod is about to start, see below
 //	set  p4-H             addresses or ranges        peers of a rule: pods or ipBlocks
 //	...and the same for IPv6
 //	chain forward         hook forward, priority filter, policy accept
 //	chain reply           what forward does with the packets of a connection that come back
+//	chain eg-A, in-A      jump eg-H, in-H
 //	chain eg-H, in-H      "return" for what is allowed, then drop
 //
-// H is a hash: of the content in the names of chains and of sets with ranges, which therefore never change, and of the
+// A is a pod's address in hexadecimal digits. H is a hash: of the content in the names of chains and of sets with ranges, which therefore never change, and of the
 // selectors in the names of sets of pods, so that a pod that comes or goes is one element more or less. Pods with the same
 // rules share chains, and rules with the same peers share sets. What is out of use stays until there is more of that than of the
 // rest, and is deleted then.
@@ -60,7 +62,7 @@
 //
 // # Start and end
 //
-// A table that an earlier engine left stays until the informers have everything. Then, as after an error, one transaction replaces
-// it; for the some ten milliseconds around that the chain hold drops the packets that begin a connection, which are then sent again. At its
-// end the engine leaves the table in place. It goes with the node's network namespace.
+// A table that an earlier engine left stays until the informers have everything. Then, as after an error, a second table is made
+// beside it, and the first removed when both hold. At its end the engine leaves the table in place. It goes with the node's network
+// namespace.
 package netpol

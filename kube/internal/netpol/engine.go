@@ -31,8 +31,8 @@ type Options struct {
 	// Node is the name of the node whose network namespace the engine runs in.
 	Node   string
 	Client kubernetes.Interface
-	// NFT works on the table inet [Table].
-	NFT knftables.Interface
+	// NFT work on the tables inet [Tables].
+	NFT [2]knftables.Interface
 	Log *slog.Logger
 	// StandIns are pods that the API doesn't know.
 	StandIns []*corev1.Pod
@@ -45,7 +45,8 @@ type Engine struct {
 	kick    chan struct{}
 
 	// What follows belongs to the goroutine of Run.
-	applied  *table   // what the kernel has; nil if that isn't known
+	current  int      // which of the tables is in use, if applied is known
+	applied  *table   // what the kernel has in it; nil if that isn't known
 	wanted   *table   // the part of it that the last sync wanted
 	problems []string // those that have been logged
 }
@@ -115,7 +116,7 @@ func (e *Engine) sync(ctx context.Context) error {
 	e.logProblems(rules.Problems)
 	operations, err := e.apply(ctx, rules.table())
 	if err != nil {
-		return fmt.Errorf("writing the nftables table %s: %w", Table, err)
+		return fmt.Errorf("writing the nftables table: %w", err)
 	}
 	level, message := slog.LevelDebug, "policies in place already"
 	if operations > 0 {
@@ -128,7 +129,7 @@ func (e *Engine) sync(ctx context.Context) error {
 }
 
 // apply makes the kernel's table what is wanted and returns how many operations that took: none, if it was so already. If the
-// kernel's table isn't known, all of it is replaced.
+// kernel's table isn't known, a new one takes its place.
 //
 // It takes several transactions, since one is not as atomic as it seems. A packet takes its rules from the generation that was current
 // when it entered the chain of the hook, and the elements of sets and maps from the one that is current when it comes to each. One that is
@@ -142,38 +143,23 @@ func (e *Engine) apply(ctx context.Context, wanted *table) (int, error) {
 		}
 		e.o.Log.Warn("the nftables table could not be changed and will be replaced", "error", err)
 	}
-	closing, opening := e.o.NFT.NewTransaction(), e.o.NFT.NewTransaction()
-	hold(closing)
-	wanted.replace(opening)
-	n, err := e.run(ctx, closing, opening)
-	if err != nil {
-		// The rules that were there before, if any, still hold: that is better than no connections for anyone.
-		lifting := e.o.NFT.NewTransaction()
-		release(lifting)
-		if _, err := e.run(context.WithoutCancel(ctx), lifting); err != nil {
-			e.o.Log.Warn("the nftables table stays closed to new connections until it can be written", "error", err)
-		}
-		return 0, err
-	}
-	e.applied, e.wanted = wanted, wanted
-	return n, nil
+	return e.replace(ctx, wanted)
 }
 
-// update makes what is wanted of the kernel's table, which is known.
+// update makes what is wanted of the current table, which is known.
 func (e *Engine) update(ctx context.Context, wanted *table) (int, error) {
-	old, last := e.applied, e.wanted
-	prepare, change := e.o.NFT.NewTransaction(), e.o.NFT.NewTransaction()
-	wanted.prepare(prepare, old)
-	after := wanted.change(change, old)
-	n, err := e.run(ctx, prepare, change)
+	nft, last := e.o.NFT[e.current], e.wanted
+	prepare, change := nft.NewTransaction(), nft.NewTransaction()
+	after := wanted.change(change, wanted.prepare(prepare, e.applied, last))
+	n, err := e.run(ctx, nft, prepare, change)
 	if err != nil {
 		return 0, err
 	}
 	if after.objects() > 2*wanted.objects()+spareObjects {
 		// What the last table had may be where a packet is, of which there has been no more than a moment to go on.
-		sweep := e.o.NFT.NewTransaction()
+		sweep := nft.NewTransaction()
 		after = after.sweep(sweep, wanted, last)
-		if _, err := e.run(ctx, sweep); err != nil {
+		if _, err := e.run(ctx, nft, sweep); err != nil {
 			return 0, err
 		}
 	}
@@ -181,14 +167,47 @@ func (e *Engine) update(ctx context.Context, wanted *table) (int, error) {
 	return n, nil
 }
 
+// replace makes a new table beside what there is, and removes that when the new one holds. Until then both do.
+func (e *Engine) replace(ctx context.Context, wanted *table) (int, error) {
+	// If both are there an engine ended in between, and one is enough.
+	next := 1
+	if there, err := attached(ctx, e.o.NFT[0]); err != nil {
+		return 0, err
+	} else if !there {
+		next = 0
+	}
+	create, attach, rest := e.o.NFT[next].NewTransaction(), e.o.NFT[next].NewTransaction(), e.o.NFT[1-next].NewTransaction()
+	wanted.create(create)
+	wanted.attach(attach)
+	remove(rest)
+	n, err := e.run(ctx, e.o.NFT[next], create, attach)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := e.run(ctx, e.o.NFT[1-next], rest); err != nil {
+		return 0, err
+	}
+	e.current, e.applied, e.wanted = next, wanted, wanted
+	return n, nil
+}
+
+// attached tells whether the kernel calls the table.
+func attached(ctx context.Context, nft knftables.Interface) (bool, error) {
+	chains, err := nft.List(ctx, "chain")
+	if knftables.IsNotFound(err) {
+		return false, nil
+	}
+	return slices.Contains(chains, forwardChain), err
+}
+
 // run runs the transactions that have operations and returns how many these are. After an error what the kernel has isn't known.
-func (e *Engine) run(ctx context.Context, transactions ...*knftables.Transaction) (int, error) {
+func (e *Engine) run(ctx context.Context, nft knftables.Interface, transactions ...*knftables.Transaction) (int, error) {
 	n := 0
 	for _, tx := range transactions {
 		if tx.NumOperations() == 0 {
 			continue
 		}
-		if err := e.o.NFT.Run(ctx, tx); err != nil {
+		if err := nft.Run(ctx, tx); err != nil {
 			e.applied = nil
 			return 0, err
 		}
@@ -212,12 +231,12 @@ func (e *Engine) check(ctx context.Context) {
 	if e.applied == nil {
 		return // a sync is due anyway
 	}
-	chains, err := e.o.NFT.List(ctx, "chain")
-	if err == nil && slices.Contains(chains, forwardChain) {
+	there, err := attached(ctx, e.o.NFT[e.current])
+	if err != nil {
+		e.o.Log.Warn("looking at the nftables table", "error", err)
 		return
 	}
-	if err != nil && !knftables.IsNotFound(err) {
-		e.o.Log.Warn("looking at the nftables table", "error", err)
+	if there {
 		return
 	}
 	e.o.Log.Warn("the nftables table is gone and will be made again")

@@ -60,7 +60,7 @@ func startNode(t *testing.T) *rootNode {
 	ended := make(chan error, 1)
 	go func() {
 		ended <- n.try("node", func() error {
-			nft, err := knftables.New(knftables.InetFamily, Table)
+			nft, err := realTables()
 			if err != nil {
 				return err
 			}
@@ -82,6 +82,16 @@ func startNode(t *testing.T) *rootNode {
 	})
 	waitUntil(t, func() bool { return strings.Contains(n.log.String(), "policies applied") }, n.log.String)
 	return n
+}
+
+// realTables are those of the network namespace that the thread is in.
+func realTables() (nft [2]knftables.Interface, err error) {
+	for i, name := range Tables() {
+		if nft[i], err = knftables.New(knftables.InetFamily, name); err != nil {
+			return nft, err
+		}
+	}
+	return nft, nil
 }
 
 // policies makes these the only ones.
@@ -310,7 +320,7 @@ func TestAnswersOfIsolated(t *testing.T) {
 	}
 }
 
-// TestNeverOpen: not one packet passes to a pod that is isolated all the time, while its rules change and while tables are replaced.
+// TestNeverOpen: to a pod that is isolated all the time not one packet passes, while its rules change and while tables are replaced.
 func TestNeverOpen(t *testing.T) {
 	n := startNode(t)
 	n.policies(t, denyB)
@@ -344,22 +354,38 @@ func TestNeverOpen(t *testing.T) {
 					sent.Add(1)
 				}
 				c.Close()
-				time.Sleep(200 * time.Microsecond)
 			}
 			return nil
 		})
 	}()
-	for i := range 30 {
-		n.policies(t, fmt.Sprintf(`%s
+	rules := func(i int) string {
+		return fmt.Sprintf(`%s
 ---
 name: default/p%d
-spec: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}], ports: [{port: %d}]}]}`, denyB, i%3, 1000+i))
-		port := fmt.Sprintf("{ %d }", 1000+i)
+spec: {podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}], ports: [{port: %d}]}]}`, denyB, i%3, 1000+i)
+	}
+	for i := range 30 {
+		n.policies(t, rules(i))
 		waitUntil(t, func() bool {
-			out, err := exec.Command("ip", "netns", "exec", n.ns("node"), "nft", "list", "table", "inet", Table).CombinedOutput()
-			return err == nil && strings.Contains(string(out), strings.Trim(port, "{ }"))
+			out, err := exec.Command("ip", "netns", "exec", n.ns("node"), "nft", "list", "ruleset").CombinedOutput()
+			return err == nil && strings.Contains(string(out), fmt.Sprint(1000+i))
 		}, func() string { return "the change didn't come" })
 	}
+	n.in(t, "node", func() error {
+		nft, err := realTables()
+		if err != nil {
+			return err
+		}
+		s := nodeState()
+		s.Policies = newPolicies(t, rules(29))
+		for range 30 {
+			e := &Engine{o: Options{NFT: nft, Log: slog.New(slog.DiscardHandler)}}
+			if _, err := e.apply(t.Context(), Compile(s).table()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 	cancel()
 	if err := <-flood; err != nil {
 		t.Fatal(err)
@@ -440,7 +466,7 @@ func TestForgedSource(t *testing.T) {
 func TestUpdateInTheKernel(t *testing.T) {
 	n := newTestNet(t)
 	n.in(t, "node", func() error {
-		nft, err := knftables.New(knftables.InetFamily, Table)
+		nft, err := realTables()
 		if err != nil {
 			return err
 		}
@@ -455,8 +481,15 @@ func TestUpdateInTheKernel(t *testing.T) {
 			if _, err := e.apply(t.Context(), wanted); err != nil {
 				return fmt.Errorf("seed %d: %w", seed, err)
 			}
+			if seed%5 == 0 {
+				sweep := nft[e.current].NewTransaction()
+				e.applied = e.applied.sweep(sweep, wanted)
+				if _, err := e.run(t.Context(), nft[e.current], sweep); err != nil {
+					return fmt.Errorf("seed %d: %w", seed, err)
+				}
+			}
 			for name, m := range wanted.maps {
-				if err := sameElements(t.Context(), nft, "map", name, m); err != nil {
+				if err := sameElements(t.Context(), nft[e.current], "map", name, m); err != nil {
 					return fmt.Errorf("seed %d: %w", seed, err)
 				}
 			}
@@ -464,7 +497,7 @@ func TestUpdateInTheKernel(t *testing.T) {
 				if m.interval {
 					continue // nft spells ranges in its own way
 				}
-				if err := sameElements(t.Context(), nft, "set", name, m); err != nil {
+				if err := sameElements(t.Context(), nft[e.current], "set", name, m); err != nil {
 					return fmt.Errorf("seed %d: %w", seed, err)
 				}
 			}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -20,21 +21,54 @@ import (
 
 // recorder is the fake nftables, which counts transactions and can fail.
 type recorder struct {
-	*knftables.Fake
-	mu   sync.Mutex
-	runs int
-	fail int // so many of the next transactions
+	fakes [2]*knftables.Fake
+	mu    sync.Mutex
+	runs  int
+	pass  int // so many of the next transactions before those that fail
+	fail  int // so many transactions then
 }
 
-func (r *recorder) Run(ctx context.Context, tx *knftables.Transaction) error {
+func newRecorder() *recorder {
+	r := &recorder{}
+	for i, name := range Tables() {
+		r.fakes[i] = knftables.NewFake(knftables.InetFamily, name)
+	}
+	return r
+}
+
+// recorded is one of the recorder's tables.
+type recorded struct {
+	*knftables.Fake
+	r *recorder
+}
+
+func (r *recorder) nft() [2]knftables.Interface {
+	return [2]knftables.Interface{recorded{r.fakes[0], r}, recorded{r.fakes[1], r}}
+}
+
+func (t recorded) Run(ctx context.Context, tx *knftables.Transaction) error {
+	r := t.r
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.runs++
-	if r.fail > 0 {
+	if r.pass > 0 {
+		r.pass--
+	} else if r.fail > 0 {
 		r.fail--
 		return errors.New("no")
 	}
-	return r.Fake.Run(ctx, tx)
+	return t.Fake.Run(ctx, tx)
+}
+
+// attached are the tables that the kernel would call.
+func (r *recorder) attached() []*knftables.Fake {
+	var there []*knftables.Fake
+	for _, f := range r.fakes {
+		if f.Table != nil && f.Table.Chains[forwardChain] != nil {
+			there = append(there, f)
+		}
+	}
+	return there
 }
 
 func (r *recorder) count() int {
@@ -47,7 +81,11 @@ func (r *recorder) count() int {
 func (r *recorder) isolated(verdicts string) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	elements, err := r.ListElements(context.Background(), "map", verdicts)
+	there := r.attached()
+	if len(there) != 1 {
+		return fmt.Sprintf("%d tables", len(there))
+	}
+	elements, err := there[0].ListElements(context.Background(), "map", verdicts)
 	if err != nil {
 		return err.Error()
 	}
@@ -89,7 +127,7 @@ func startEngine(t *testing.T, nft *recorder, log *slog.Logger) *fake.Clientset 
 			t.Fatal(err)
 		}
 	}
-	e, err := New(Options{Node: testNode, Client: client, NFT: nft, Log: log, StandIns: s.StandIns})
+	e, err := New(Options{Node: testNode, Client: client, NFT: nft.nft(), Log: log, StandIns: s.StandIns})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,15 +140,11 @@ func startEngine(t *testing.T, nft *recorder, log *slog.Logger) *fake.Clientset 
 			t.Errorf("the engine ended with %v", err)
 		}
 		// Whatever the engine did, at its end the table is in place.
-		if nft.Table == nil || nft.Table.Chains[forwardChain] == nil {
-			t.Error("the table is gone after the engine's end")
+		if len(nft.attached()) != 1 {
+			t.Error("there isn't one table after the engine's end")
 		}
 	})
 	return client
-}
-
-func newRecorder() *recorder {
-	return &recorder{Fake: knftables.NewFake(knftables.InetFamily, Table)}
 }
 
 func TestEngineFollowsTheAPI(t *testing.T) {
@@ -153,7 +187,7 @@ func TestEngineFollowsTheAPI(t *testing.T) {
 	waitUntil(t, func() bool {
 		nft.mu.Lock()
 		defer nft.mu.Unlock()
-		return len(nft.Table.Chains[forwardChain].Rules) == len((&Ruleset{}).table().chains[forwardChain])
+		return len(nft.attached()[0].Table.Chains[forwardChain].Rules) == len((&Ruleset{}).table().chains[forwardChain])
 	}, func() string { return "the rules for isolated pods are still there" })
 }
 
@@ -162,7 +196,7 @@ func TestEngineAppliesChangesOnly(t *testing.T) {
 	nft := newRecorder()
 	client := startEngine(t, nft, slog.New(slog.DiscardHandler))
 	ctx := t.Context()
-	waitUntil(t, func() bool { return nft.count() == 2 }, func() string { return "no first sync" })
+	waitUntil(t, func() bool { return nft.count() == 3 }, func() string { return "no first sync" })
 	pods := client.CoreV1().Pods("guests")
 	for _, name := range []string{"a", "b", "c"} {
 		if _, err := pods.Create(ctx, newPod("guests/"+name, "x=y", "10.244.7.1", elsewhere), metav1.CreateOptions{}); err != nil {
@@ -175,8 +209,8 @@ func TestEngineAppliesChangesOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	nft.waitFor(t, "ingress4", "10.244.0.1")
-	if n := nft.count(); n != 4 {
-		t.Errorf("%d transactions, want two at the start and two for the policy", n)
+	if n := nft.count(); n != 5 {
+		t.Errorf("%d transactions, want three at the start and two for the policy", n)
 	}
 }
 
@@ -196,7 +230,7 @@ func TestApply(t *testing.T) {
 	ctx := t.Context()
 	nft := newRecorder()
 	log := &safeBuffer{}
-	e := &Engine{o: Options{NFT: nft, Log: slog.New(slog.NewTextHandler(log, nil))}, kick: make(chan struct{}, 1)}
+	e := &Engine{o: Options{NFT: nft.nft(), Log: slog.New(slog.NewTextHandler(log, nil))}, kick: make(chan struct{}, 1)}
 	port := func(n uint16) *table {
 		c := &Chain{Rules: []Rule{{AnyPeer: true, Protocol: TCP, Ports: []PortRange{{n, n}}}}}
 		return (&Ruleset{Guards: map[netip.Addr]Guard{netip.MustParseAddr("10.244.0.1"): {Ingress: c}}}).table()
@@ -219,19 +253,40 @@ func TestApply(t *testing.T) {
 	most := 0
 	for n := range uint16(1000) {
 		apply(n + 1)
-		most = max(most, len(nft.Table.Chains))
+		if len(nft.attached()) != 1 {
+			t.Fatalf("%d tables are in use", len(nft.attached()))
+		}
+		most = max(most, len(nft.attached()[0].Table.Chains))
 	}
 	if limit := 2*port(1).objects() + spareObjects; most > limit || most < limit/2 {
 		t.Errorf("up to %d chains were in the table; those out of use should stay, but not more than %d", most, limit)
+	}
+
+	// Whatever fails of a replacement, what there was holds.
+	for pass := range 3 {
+		before := nft.isolated("ingress4")
+		e.applied = nil
+		nft.pass, nft.fail = pass, 1
+		if _, err := e.apply(ctx, port(7)); err == nil {
+			t.Fatalf("a replacement whose transaction %d failed is none", pass)
+		}
+		if there := nft.attached(); len(there) != 1+pass/2 || pass < 2 && nft.isolated("ingress4") != before || e.applied != nil {
+			t.Errorf("after a replacement whose transaction %d failed there are %d tables", pass, len(there))
+		}
+		apply(1)
+		if len(nft.attached()) != 1 || nft.isolated("ingress4") != "10.244.0.1" {
+			t.Errorf("after the next one there are %d tables", len(nft.attached()))
+		}
 	}
 
 	e.check(ctx)
 	if len(e.kick) > 0 {
 		t.Error("a table that is there is taken as missing")
 	}
-	tx := nft.NewTransaction()
+	gone := nft.attached()[0]
+	tx := gone.NewTransaction()
 	tx.Delete(&knftables.Table{})
-	if err := nft.Run(ctx, tx); err != nil {
+	if err := gone.Run(ctx, tx); err != nil {
 		t.Fatal(err)
 	}
 	e.check(ctx)

@@ -87,8 +87,10 @@ func run(ctx context.Context, c config, log *slog.Logger) error {
 	if o.Client, err = kubernetes.NewForConfig(rest); err != nil {
 		return fmt.Errorf("making a client for %s: %w", rest.Host, err)
 	}
-	if o.NFT, err = knftables.New(knftables.InetFamily, Table); err != nil {
-		return fmt.Errorf("looking for nftables: %w", err)
+	for i, name := range Tables() {
+		if o.NFT[i], err = knftables.New(knftables.InetFamily, name); err != nil {
+			return fmt.Errorf("looking for nftables: %w", err)
+		}
 	}
 	engine, err := New(o)
 	if err != nil {

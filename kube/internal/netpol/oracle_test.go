@@ -358,9 +358,11 @@ func FuzzPolicy(f *testing.F) {
 		}
 		s := documented()
 		s.Policies = []*networkingv1.NetworkPolicy{policyNamed("fuzz", spec)}
-		nft := knftables.NewFake(knftables.InetFamily, Table)
+		nft := knftables.NewFake(knftables.InetFamily, Tables()[0])
 		tx := nft.NewTransaction()
-		Compile(s).table().replace(tx)
+		wanted := Compile(s).table()
+		wanted.create(tx)
+		wanted.attach(tx)
 		if err := nft.Run(t.Context(), tx); err != nil {
 			t.Errorf("applying %s: %v", text, err)
 		}

@@ -11,7 +11,6 @@ import (
 const (
 	forwardChain = "forward"
 	replyChain   = "reply"
-	holdChain    = "hold"
 	// podInterfaces are the ends of pods' links in the node's namespace, as the CNI plugin ptp names them.
 	podInterfaces = `"veth*"`
 )
@@ -26,7 +25,6 @@ func (r *Ruleset) table() *table {
 	w.rule(forwardChain, "ct state related accept")
 	if len(r.Guards) > 0 || r.Pending != (Directions{}) {
 		w.guards(r)
-		w.pending(r)
 	}
 	return w.t
 }
@@ -80,6 +78,8 @@ func (w *renderer) guards(r *Ruleset) {
 		w.self(f, addrs)
 	}
 	w.rule(forwardChain, "ct state established ct direction reply goto", replyChain)
+	// Before the maps: who comes to be known while a packet is on its way is in the maps when the packet comes to them.
+	w.pending(r)
 	for _, way := range []way{egressWay(), ingressWay()} {
 		w.verdicts(forwardChain, way, r, addrs)
 		w.verdicts(replyChain, way.back(), r, addrs)
@@ -99,7 +99,8 @@ func (w *renderer) self(f family, addrs []netip.Addr) {
 	w.rule(forwardChain, f.expr, "saddr .", f.expr, "daddr @"+name, "accept")
 }
 
-// verdicts adds the maps that send packets to the chains of pods, and the rules in chain that look into them.
+// verdicts adds the maps that send packets to the chains of addresses, and the rules in chain that look into them. The chain of an
+// address leads to the one with the rules that hold for it: to change a rule is atomic, to change an element isn't, before Linux 6.17.
 func (w *renderer) verdicts(chain string, way way, r *Ruleset, addrs []netip.Addr) {
 	var verdicts [2]*set
 	for i, f := range families() {
@@ -121,7 +122,9 @@ func (w *renderer) verdicts(chain string, way way, r *Ruleset, addrs []netip.Add
 		if a.Is6() {
 			family = 1
 		}
-		verdicts[family].elements[a.String()] = "jump " + names[c]
+		own := fmt.Sprintf("%s%x%s", way.prefix, a.AsSlice(), way.suffix)
+		w.rule(own, "jump", names[c])
+		verdicts[family].elements[a.String()] = "jump " + own
 	}
 }
 

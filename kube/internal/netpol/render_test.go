@@ -19,10 +19,12 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// rendered is the transaction that makes the table for s.
+// rendered is what makes the table for s, in one transaction.
 func rendered(s State) string {
-	tx := knftables.NewFake(knftables.InetFamily, Table).NewTransaction()
-	Compile(s).table().replace(tx)
+	tx := knftables.NewFake(knftables.InetFamily, Tables()[0]).NewTransaction()
+	wanted := Compile(s).table()
+	wanted.create(tx)
+	wanted.attach(tx)
 	return tx.String()
 }
 
@@ -67,7 +69,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 // TestUpdate goes from one random cluster to another by transactions, and compares with a table made from nothing.
 func TestUpdate(t *testing.T) {
-	nft := knftables.NewFake(knftables.InetFamily, Table)
+	nft := knftables.NewFake(knftables.InetFamily, Tables()[0])
 	var has, last *table
 	for seed := range uint64(200) {
 		rng := rand.New(rand.NewPCG(seed/20, 0))
@@ -87,17 +89,21 @@ func TestUpdate(t *testing.T) {
 			}
 		}
 		if tx := nft.NewTransaction(); has == nil {
-			wanted.replace(tx)
+			wanted.create(tx)
+			wanted.attach(tx)
 			run(tx)
 			has = wanted
 		} else {
-			wanted.prepare(tx, has)
+			has = wanted.prepare(tx, has, last)
 			run(tx)
 			if diff := cmp.Diff(last, inUse(nft.Table, last), cmp.AllowUnexported(table{}, set{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("seed %d: what was in use differs after the preparation (-want +got):\n%s", seed, diff)
 			}
 			tx = nft.NewTransaction()
 			has = wanted.change(tx, has)
+			if strings.Contains(tx.String(), "add chain") {
+				t.Fatalf("seed %d: a chain is made in the transaction that leads packets to it:\n%s", seed, tx)
+			}
 			run(tx)
 		}
 		if seed%7 == 0 {
@@ -113,8 +119,7 @@ func TestUpdate(t *testing.T) {
 			t.Fatalf("seed %d (-want +got):\n%s", seed, diff)
 		}
 		again := nft.NewTransaction()
-		wanted.prepare(again, has)
-		if wanted.change(again, has); again.NumOperations() > 0 {
+		if wanted.change(again, wanted.prepare(again, has, wanted)); again.NumOperations() > 0 {
 			t.Fatalf("seed %d: a second time there is still something to do:\n%s", seed, again)
 		}
 	}
@@ -193,11 +198,10 @@ func BenchmarkCompile(b *testing.B) {
 
 func BenchmarkTable(b *testing.B) {
 	r := Compile(bigState())
-	nft := knftables.NewFake(knftables.InetFamily, Table)
+	nft := knftables.NewFake(knftables.InetFamily, Tables()[0])
 	old := r.table()
 	for b.Loop() {
 		next := r.table()
-		next.prepare(nft.NewTransaction(), old)
-		next.change(nft.NewTransaction(), old)
+		next.change(nft.NewTransaction(), next.prepare(nft.NewTransaction(), old, old))
 	}
 }

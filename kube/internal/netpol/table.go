@@ -8,10 +8,11 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// Table is the name of the nftables table, of family inet, that a node's rules are in.
-const Table = "bulkhead_netpol"
+// Tables are the names of the nftables tables, of family inet, of which one has a node's rules. The other is there only
+// while it takes the place of the first.
+func Tables() [2]string { return [2]string{"bulkhead_netpol", "bulkhead_netpol_2"} }
 
-// table is the content of the nftables table. [Ruleset.table] makes one; replace, or prepare and then change, bring the kernel to it.
+// table is the content of the nftables table. [Ruleset.table] makes one; create and then attach, or prepare and then change, bring the kernel to it.
 type table struct {
 	sets, maps map[string]*set
 	chains     map[string][]string // rules by the chain's name
@@ -31,69 +32,78 @@ func newTable() *table {
 // objects counts what is in the table, elements and rules left out.
 func (t *table) objects() int { return len(t.sets) + len(t.maps) + len(t.chains) }
 
-// hold adds to tx what drops all new connections of pods until replace or release.
-func hold(tx *knftables.Transaction) {
-	tx.Add(&knftables.Table{})
-	tx.Add(holding())
-	tx.Flush(holding()) // an engine that died may have left its rules
-	addRules(tx, holdChain, []string{
-		"iifname " + podInterfaces + " ct state new drop",
-		"oifname " + podInterfaces + " ct state new drop",
-	})
-}
-
-// release adds to tx what undoes hold.
-func release(tx *knftables.Transaction) {
-	tx.Add(&knftables.Table{})
-	tx.Add(holding()) // whether it is there isn't known
-	tx.Flush(holding())
-	tx.Delete(holding())
-}
-
-func holding() *knftables.Chain {
+// baseChain is the chain that the kernel calls. The rest of the table is out of use without it.
+func baseChain() *knftables.Chain {
 	return &knftables.Chain{
-		Name:     holdChain,
-		Type:     knftables.PtrTo(knftables.FilterType),
-		Hook:     knftables.PtrTo(knftables.ForwardHook),
-		Priority: knftables.PtrTo(knftables.FilterPriority + "-1"),
-	}
-}
-
-// replace adds to tx what makes a new table of t, whatever there was.
-func (t *table) replace(tx *knftables.Transaction) {
-	// Whether there is a table isn't known: with one added before, delete is right in both cases.
-	tx.Add(&knftables.Table{})
-	tx.Delete(&knftables.Table{})
-	tx.Add(&knftables.Table{Comment: knftables.PtrTo("NetworkPolicies of this node's pods")})
-	tx.Add(&knftables.Chain{
 		Name:     forwardChain,
 		Type:     knftables.PtrTo(knftables.FilterType),
 		Hook:     knftables.PtrTo(knftables.ForwardHook),
 		Priority: knftables.PtrTo(knftables.FilterPriority),
 		Policy:   knftables.PtrTo(knftables.AcceptPolicy),
-	})
-	tx.Add(&knftables.Chain{Name: replyChain})
-	empty := newTable()
-	empty.chains[forwardChain], empty.chains[replyChain] = nil, nil
-	t.prepare(tx, empty)
-	t.change(tx, empty)
+	}
 }
 
-// prepare adds to tx the sets and chains of t that aren't in old, which the kernel has. No packet meets them before change.
-func (t *table) prepare(tx *knftables.Transaction, old *table) {
+// remove adds to tx what removes the table, if it is there.
+func remove(tx *knftables.Transaction) {
+	tx.Add(&knftables.Table{}) // to delete what isn't there would be an error
+	tx.Delete(&knftables.Table{})
+}
+
+// create adds to tx what makes all of t but the base chain, in place of whatever the table was.
+func (t *table) create(tx *knftables.Transaction) {
+	remove(tx)
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("NetworkPolicies of this node's pods")})
+	rest := newTable()
+	maps.Copy(rest.sets, t.sets)
+	maps.Copy(rest.maps, t.maps)
+	maps.Copy(rest.chains, t.chains)
+	delete(rest.chains, forwardChain)
+	empty := newTable()
+	rest.change(tx, rest.prepare(tx, empty, empty))
+}
+
+// attach adds to tx what has the kernel call t, created.
+func (t *table) attach(tx *knftables.Transaction) {
+	tx.Add(baseChain())
+	addRules(tx, forwardChain, t.chains[forwardChain])
+}
+
+// prepare adds to tx what t has and old, which the kernel has, lacks, as far as no packet meets it before change: sets, chains, and
+// the rules of chains that nothing led to in last, the part of old that is in use. It returns what the kernel has afterwards.
+func (t *table) prepare(tx *knftables.Transaction, old, last *table) *table {
+	after := newTable()
+	maps.Copy(after.sets, old.sets)
+	maps.Copy(after.maps, old.maps)
+	maps.Copy(after.chains, old.chains)
 	for _, name := range slices.Sorted(maps.Keys(t.sets)) {
 		if old.sets[name] == nil {
 			s := t.sets[name]
 			tx.Add(s.declareSet(name))
 			s.updateElements(tx, nil, setElement(name))
+			after.sets[name] = s
 		}
 	}
+	var filled []string
 	for _, name := range slices.Sorted(maps.Keys(t.chains)) {
-		if _, ok := old.chains[name]; !ok {
+		rules := t.chains[name]
+		if had, ok := old.chains[name]; !ok {
 			tx.Add(&knftables.Chain{Name: name})
+		} else if _, inUse := last.chains[name]; inUse || slices.Equal(had, rules) {
+			continue
+		} else {
+			tx.Flush(&knftables.Chain{Name: name})
+		}
+		filled = append(filled, name)
+		after.chains[name] = rules
+	}
+	for _, name := range filled { // rules refer to other chains
+		if !refersToMaps(name) {
 			addRules(tx, name, t.chains[name])
+		} else {
+			after.chains[name] = nil
 		}
 	}
+	return after
 }
 
 // change adds to tx what makes t of old, which the kernel has, prepared. It returns what the kernel has afterwards: t, and what was in
@@ -120,7 +130,6 @@ func (t *table) change(tx *knftables.Transaction, old *table) *table {
 			after.maps[name] = none
 		}
 	}
-	// The chains whose rules may differ under one name come last: they refer to the maps.
 	for _, name := range slices.Sorted(maps.Keys(t.chains)) {
 		if rules, ok := old.chains[name]; ok && !slices.Equal(rules, t.chains[name]) {
 			tx.Flush(&knftables.Chain{Name: name})
@@ -132,6 +141,9 @@ func (t *table) change(tx *knftables.Transaction, old *table) *table {
 	maps.Copy(after.chains, t.chains)
 	return after
 }
+
+// refersToMaps tells whether the rules of a chain look into verdict maps, which change makes.
+func refersToMaps(chain string) bool { return chain == forwardChain || chain == replyChain }
 
 // sweep adds to tx what deletes the sets and chains of t that none of the tables in use has. It returns what is left.
 func (t *table) sweep(tx *knftables.Transaction, inUse ...*table) *table {
@@ -146,8 +158,10 @@ func (t *table) sweep(tx *knftables.Transaction, inUse ...*table) *table {
 		}
 	}
 	slices.Sort(chains)
-	for _, name := range chains { // chains refer to sets, and none of these to another chain
+	for _, name := range chains { // their rules first: they refer to chains and sets
 		tx.Flush(&knftables.Chain{Name: name})
+	}
+	for _, name := range chains {
 		tx.Delete(&knftables.Chain{Name: name})
 	}
 	for _, name := range slices.Sorted(maps.Keys(t.sets)) {
