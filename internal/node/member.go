@@ -122,13 +122,17 @@ func (n *Node) Halt(ctx context.Context) error {
 
 func (n *Node) halt(ctx context.Context) error {
 	tasks := n.bundles()
+	strays, err := n.strays()
+	if err != nil {
+		return err
+	}
 	// VMMs die with their shims. Containers live on without theirs, but in their pods' cgroups.
 	busy := errors.Join(n.killProcesses(ctx), n.removeCgroup(n.pods()), n.deleteOrphans(ctx), n.unmountAll())
 	if busy != nil {
 		return busy // something still uses the files, and the next try needs them
 	}
 	return errors.Join(
-		n.removeFIFOs(tasks), os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir, func() { removeShared(sharedByKubelets()) }))
+		n.removeFIFOs(tasks), removeAll(strays), os.RemoveAll(n.path("state")), os.RemoveAll(n.path("tmp")), os.RemoveAll(n.sockets), hostKernel().giveBack(n.dir, func() { removeShared(sharedByKubelets()) }))
 }
 
 // pods is the cgroup of all pods.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -163,6 +164,38 @@ func TestMemberAfterACrash(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkEnded(t, n, container)
+	checkGone(t, n)
+}
+
+// A shim to which containerd could say nothing any more has its socket where no node is.
+func TestHaltEndsAShimThatKnowsNothing(t *testing.T) {
+	n := startMember(t)
+	bundle := n.path("state/io.containerd.runtime.v2.task/k8s.io/stray")
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	shim := exec.Command(filepath.Join(n.bin, "containerd-shim-runc-v2"), "-namespace", criNamespace, "-id", "stray", "-address", n.Socket(), "start")
+	shim.Dir, shim.Env = bundle, append(os.Environ(), environment+"="+n.dir)
+	out, err := shim.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	strays, err := n.strays()
+	if err != nil || len(strays) != 1 || !strings.Contains(string(out), strays[0]) {
+		t.Fatalf("the shim listens on %s, and the strays are %q, %v", out, strays, err)
+	}
+	if err := n.Halt(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(strays[0]); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its socket is left: %v", err)
+	}
+	if err := n.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	checkGone(t, n)
 }
 

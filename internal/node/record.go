@@ -45,6 +45,9 @@ func (n *Node) record() error {
 // fifos is where clients put the FIFOs of a container's streams, whichever containerd runs it.
 const fifos = "/run/containerd/fifo"
 
+// shimSockets is where containerd's shims have their sockets if its configuration doesn't say.
+const shimSockets = "/run/containerd/s"
+
 // removeFIFOs removes those that "ctr run --detach" left for the tasks: it has no other moment to do so. They are known by
 // the container's id in their name and by being younger than the node.
 func (n *Node) removeFIFOs(tasks []string) error {
@@ -66,6 +69,32 @@ func (n *Node) removeFIFOs(tasks []string) error {
 				errs = append(errs, os.Remove(fifo))
 				_ = os.Remove(filepath.Dir(fifo)) // with the last of them
 			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// strays are the sockets of the node's shims in the place where shims have them that nobody told otherwise. One whose containerd
+// ends while it starts it may have read nothing of what that had to say, and is killed with its socket there when the node is halted.
+func (n *Node) strays() ([]string, error) {
+	found, err := n.processes()
+	if err != nil {
+		return nil, err
+	}
+	var sockets []string
+	for _, p := range found {
+		sockets = append(sockets, p.sockets(shimSockets)...)
+		p.close()
+	}
+	return sockets, nil
+}
+
+// removeAll removes the files that are there.
+func removeAll(files []string) error {
+	var errs []error
+	for _, file := range files {
+		if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)

@@ -22,7 +22,7 @@ const (
 // shared are those directories, parents first.
 func shared() []string {
 	return []string{
-		"/run/containerd", "/run/containerd/s", namespaced, fifos, "/run/netns",
+		"/run/containerd", shimSockets, namespaced, fifos, "/run/netns",
 		filepath.Dir(networkResults), networkResults,
 	}
 }

@@ -245,7 +245,8 @@ func TestStopAndStart(t *testing.T) {
 	}
 	eventually(t, func() string {
 		r := n.try("exec", "claimant", "--", "cat", "/data/log")
-		if r.stdout != "once\nonce\n" {
+		// The start that was interrupted may have come as far as the pod, too.
+		if r.stdout != "once\nonce\n" && r.stdout != "once\nonce\nonce\n" {
 			return fmt.Sprintf("the volume's file is %q, %v", r.stdout, r.failure())
 		}
 		return ""
