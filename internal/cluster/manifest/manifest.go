@@ -39,8 +39,8 @@ type Values struct {
 // RuntimeClass is a class of sandboxed pods.
 type RuntimeClass struct {
 	Name, Handler string
-	// CPU and Memory are what a pod costs beyond what its containers may use: estimates, until they are measured by
-	// test/bench/cluster.
+	// CPU and Memory are what a pod costs beyond what its containers may use. Memory is what test/bench/cluster measures with limits of up
+	// to 1 GiB (docs/performance.md), with some room; CPU is an estimate.
 	CPU, Memory string
 }
 
@@ -52,9 +52,9 @@ type RuntimeClass struct {
 // kernel of a guest that is larger, hence the larger overhead.
 func RuntimeClasses() []RuntimeClass {
 	return []RuntimeClass{
-		{Name: "bulkhead", Handler: "bulkhead", CPU: "100m", Memory: "240Mi"},
-		{Name: "kata-vm-isolation", Handler: "kata-vm-isolation", CPU: "100m", Memory: "240Mi"},
-		{Name: "kata-mshv-vm-isolation", Handler: "kata-mshv-vm-isolation", CPU: "100m", Memory: "320Mi"},
+		{Name: "bulkhead", Handler: "bulkhead", CPU: "100m", Memory: "256Mi"},
+		{Name: "kata-vm-isolation", Handler: "kata-vm-isolation", CPU: "100m", Memory: "256Mi"},
+		{Name: "kata-mshv-vm-isolation", Handler: "kata-mshv-vm-isolation", CPU: "100m", Memory: "360Mi"},
 	}
 }
 

@@ -82,7 +82,7 @@ func (b bench) overheads() (string, error) {
 	var out strings.Builder
 	out.WriteString("| class | memory limit | overhead of the class, MiB | idle pod, MiB | 80 % of the limit in use: MiB beyond it |\n|---|---|---:|---:|---:|\n")
 	for _, class := range []string{"bulkhead", "kata-mshv-vm-isolation"} {
-		for _, limit := range []int64{0, 64, 256, 1024} {
+		for _, limit := range []int64{0, 64, 256, 1024, 4096} {
 			progress("overhead of %s with %d MiB", class, limit)
 			idle, full, declared, err := b.overhead(class, limit)
 			if err != nil {
