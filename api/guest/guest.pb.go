@@ -1859,6 +1859,102 @@ func (x *OOM) GetContainer() string {
 	return ""
 }
 
+type DialRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Stream        uint64                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialRequest) Reset() {
+	*x = DialRequest{}
+	mi := &file_guest_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialRequest) ProtoMessage() {}
+
+func (x *DialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialRequest.ProtoReflect.Descriptor instead.
+func (*DialRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DialRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *DialRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+type HangUpRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        uint64                 `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HangUpRequest) Reset() {
+	*x = HangUpRequest{}
+	mi := &file_guest_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HangUpRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HangUpRequest) ProtoMessage() {}
+
+func (x *HangUpRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HangUpRequest.ProtoReflect.Descriptor instead.
+func (*HangUpRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *HangUpRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -2018,7 +2114,13 @@ const file_guest_proto_rawDesc = "" +
 	"\x03oom\x18\x01 \x01(\v2\x16.bulkhead.guest.v1.OOMH\x00R\x03oomB\x06\n" +
 	"\x04kind\"#\n" +
 	"\x03OOM\x12\x1c\n" +
-	"\tcontainer\x18\x01 \x01(\tR\tcontainer2\xb7\t\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"9\n" +
+	"\vDialRequest\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"'\n" +
+	"\rHangUpRequest\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x04R\x06stream2\xbf\n" +
+	"\n" +
 	"\x05Agent\x12J\n" +
 	"\x05Hello\x12\x1f.bulkhead.guest.v1.HelloRequest\x1a .bulkhead.guest.v1.HelloResponse\x12J\n" +
 	"\tConfigure\x12#.bulkhead.guest.v1.ConfigureRequest\x1a\x18.bulkhead.guest.v1.Empty\x12_\n" +
@@ -2035,7 +2137,9 @@ const file_guest_proto_rawDesc = "" +
 	"\x06Resume\x12#.bulkhead.guest.v1.ContainerRequest\x1a\x18.bulkhead.guest.v1.Empty\x12D\n" +
 	"\x06Update\x12 .bulkhead.guest.v1.UpdateRequest\x1a\x18.bulkhead.guest.v1.Empty\x12N\n" +
 	"\x05Stats\x12#.bulkhead.guest.v1.ContainerRequest\x1a .bulkhead.guest.v1.StatsResponse\x12?\n" +
-	"\tNextEvent\x12\x18.bulkhead.guest.v1.Empty\x1a\x18.bulkhead.guest.v1.Event\x12>\n" +
+	"\tNextEvent\x12\x18.bulkhead.guest.v1.Empty\x1a\x18.bulkhead.guest.v1.Event\x12@\n" +
+	"\x04Dial\x12\x1e.bulkhead.guest.v1.DialRequest\x1a\x18.bulkhead.guest.v1.Empty\x12D\n" +
+	"\x06HangUp\x12 .bulkhead.guest.v1.HangUpRequest\x1a\x18.bulkhead.guest.v1.Empty\x12>\n" +
 	"\bShutdown\x12\x18.bulkhead.guest.v1.Empty\x1a\x18.bulkhead.guest.v1.EmptyB'Z%bulkhead.dev/bulkhead/api/guest;guestb\x06proto3"
 
 var (
@@ -2050,7 +2154,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_guest_proto_goTypes = []any{
 	(*Empty)(nil),                  // 0: bulkhead.guest.v1.Empty
 	(*HelloRequest)(nil),           // 1: bulkhead.guest.v1.HelloRequest
@@ -2078,10 +2182,12 @@ var file_guest_proto_goTypes = []any{
 	(*StatsResponse)(nil),          // 23: bulkhead.guest.v1.StatsResponse
 	(*Event)(nil),                  // 24: bulkhead.guest.v1.Event
 	(*OOM)(nil),                    // 25: bulkhead.guest.v1.OOM
-	nil,                            // 26: bulkhead.guest.v1.ConfigureRequest.SysctlsEntry
+	(*DialRequest)(nil),            // 26: bulkhead.guest.v1.DialRequest
+	(*HangUpRequest)(nil),          // 27: bulkhead.guest.v1.HangUpRequest
+	nil,                            // 28: bulkhead.guest.v1.ConfigureRequest.SysctlsEntry
 }
 var file_guest_proto_depIdxs = []int32{
-	26, // 0: bulkhead.guest.v1.ConfigureRequest.sysctls:type_name -> bulkhead.guest.v1.ConfigureRequest.SysctlsEntry
+	28, // 0: bulkhead.guest.v1.ConfigureRequest.sysctls:type_name -> bulkhead.guest.v1.ConfigureRequest.SysctlsEntry
 	4,  // 1: bulkhead.guest.v1.ConfigureRequest.interfaces:type_name -> bulkhead.guest.v1.Interface
 	5,  // 2: bulkhead.guest.v1.ConfigureRequest.routes:type_name -> bulkhead.guest.v1.Route
 	6,  // 3: bulkhead.guest.v1.ConfigureRequest.neighbours:type_name -> bulkhead.guest.v1.Neighbour
@@ -2108,25 +2214,29 @@ var file_guest_proto_depIdxs = []int32{
 	22, // 24: bulkhead.guest.v1.Agent.Update:input_type -> bulkhead.guest.v1.UpdateRequest
 	19, // 25: bulkhead.guest.v1.Agent.Stats:input_type -> bulkhead.guest.v1.ContainerRequest
 	0,  // 26: bulkhead.guest.v1.Agent.NextEvent:input_type -> bulkhead.guest.v1.Empty
-	0,  // 27: bulkhead.guest.v1.Agent.Shutdown:input_type -> bulkhead.guest.v1.Empty
-	2,  // 28: bulkhead.guest.v1.Agent.Hello:output_type -> bulkhead.guest.v1.HelloResponse
-	0,  // 29: bulkhead.guest.v1.Agent.Configure:output_type -> bulkhead.guest.v1.Empty
-	12, // 30: bulkhead.guest.v1.Agent.CreateContainer:output_type -> bulkhead.guest.v1.CreateResponse
-	0,  // 31: bulkhead.guest.v1.Agent.CreateExec:output_type -> bulkhead.guest.v1.Empty
-	15, // 32: bulkhead.guest.v1.Agent.Start:output_type -> bulkhead.guest.v1.StartResponse
-	16, // 33: bulkhead.guest.v1.Agent.Wait:output_type -> bulkhead.guest.v1.WaitResponse
-	0,  // 34: bulkhead.guest.v1.Agent.Signal:output_type -> bulkhead.guest.v1.Empty
-	0,  // 35: bulkhead.guest.v1.Agent.ResizePty:output_type -> bulkhead.guest.v1.Empty
-	0,  // 36: bulkhead.guest.v1.Agent.Delete:output_type -> bulkhead.guest.v1.Empty
-	20, // 37: bulkhead.guest.v1.Agent.Pids:output_type -> bulkhead.guest.v1.PidsResponse
-	0,  // 38: bulkhead.guest.v1.Agent.Pause:output_type -> bulkhead.guest.v1.Empty
-	0,  // 39: bulkhead.guest.v1.Agent.Resume:output_type -> bulkhead.guest.v1.Empty
-	0,  // 40: bulkhead.guest.v1.Agent.Update:output_type -> bulkhead.guest.v1.Empty
-	23, // 41: bulkhead.guest.v1.Agent.Stats:output_type -> bulkhead.guest.v1.StatsResponse
-	24, // 42: bulkhead.guest.v1.Agent.NextEvent:output_type -> bulkhead.guest.v1.Event
-	0,  // 43: bulkhead.guest.v1.Agent.Shutdown:output_type -> bulkhead.guest.v1.Empty
-	28, // [28:44] is the sub-list for method output_type
-	12, // [12:28] is the sub-list for method input_type
+	26, // 27: bulkhead.guest.v1.Agent.Dial:input_type -> bulkhead.guest.v1.DialRequest
+	27, // 28: bulkhead.guest.v1.Agent.HangUp:input_type -> bulkhead.guest.v1.HangUpRequest
+	0,  // 29: bulkhead.guest.v1.Agent.Shutdown:input_type -> bulkhead.guest.v1.Empty
+	2,  // 30: bulkhead.guest.v1.Agent.Hello:output_type -> bulkhead.guest.v1.HelloResponse
+	0,  // 31: bulkhead.guest.v1.Agent.Configure:output_type -> bulkhead.guest.v1.Empty
+	12, // 32: bulkhead.guest.v1.Agent.CreateContainer:output_type -> bulkhead.guest.v1.CreateResponse
+	0,  // 33: bulkhead.guest.v1.Agent.CreateExec:output_type -> bulkhead.guest.v1.Empty
+	15, // 34: bulkhead.guest.v1.Agent.Start:output_type -> bulkhead.guest.v1.StartResponse
+	16, // 35: bulkhead.guest.v1.Agent.Wait:output_type -> bulkhead.guest.v1.WaitResponse
+	0,  // 36: bulkhead.guest.v1.Agent.Signal:output_type -> bulkhead.guest.v1.Empty
+	0,  // 37: bulkhead.guest.v1.Agent.ResizePty:output_type -> bulkhead.guest.v1.Empty
+	0,  // 38: bulkhead.guest.v1.Agent.Delete:output_type -> bulkhead.guest.v1.Empty
+	20, // 39: bulkhead.guest.v1.Agent.Pids:output_type -> bulkhead.guest.v1.PidsResponse
+	0,  // 40: bulkhead.guest.v1.Agent.Pause:output_type -> bulkhead.guest.v1.Empty
+	0,  // 41: bulkhead.guest.v1.Agent.Resume:output_type -> bulkhead.guest.v1.Empty
+	0,  // 42: bulkhead.guest.v1.Agent.Update:output_type -> bulkhead.guest.v1.Empty
+	23, // 43: bulkhead.guest.v1.Agent.Stats:output_type -> bulkhead.guest.v1.StatsResponse
+	24, // 44: bulkhead.guest.v1.Agent.NextEvent:output_type -> bulkhead.guest.v1.Event
+	0,  // 45: bulkhead.guest.v1.Agent.Dial:output_type -> bulkhead.guest.v1.Empty
+	0,  // 46: bulkhead.guest.v1.Agent.HangUp:output_type -> bulkhead.guest.v1.Empty
+	0,  // 47: bulkhead.guest.v1.Agent.Shutdown:output_type -> bulkhead.guest.v1.Empty
+	30, // [30:48] is the sub-list for method output_type
+	12, // [12:30] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -2146,7 +2256,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

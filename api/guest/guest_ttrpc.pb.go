@@ -23,6 +23,8 @@ type AgentService interface {
 	Update(context.Context, *UpdateRequest) (*Empty, error)
 	Stats(context.Context, *ContainerRequest) (*StatsResponse, error)
 	NextEvent(context.Context, *Empty) (*Event, error)
+	Dial(context.Context, *DialRequest) (*Empty, error)
+	HangUp(context.Context, *HangUpRequest) (*Empty, error)
 	Shutdown(context.Context, *Empty) (*Empty, error)
 }
 
@@ -133,6 +135,20 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.NextEvent(ctx, &req)
+			},
+			"Dial": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req DialRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Dial(ctx, &req)
+			},
+			"HangUp": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req HangUpRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.HangUp(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
@@ -270,6 +286,22 @@ func (c *agentClient) Stats(ctx context.Context, req *ContainerRequest) (*StatsR
 func (c *agentClient) NextEvent(ctx context.Context, req *Empty) (*Event, error) {
 	var resp Event
 	if err := c.client.Call(ctx, "bulkhead.guest.v1.Agent", "NextEvent", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Dial(ctx context.Context, req *DialRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "bulkhead.guest.v1.Agent", "Dial", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) HangUp(ctx context.Context, req *HangUpRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "bulkhead.guest.v1.Agent", "HangUp", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -64,6 +65,7 @@ type Agent struct {
 	oom       *cgroup2.Watcher
 	events    *eventQueue
 	pids      *pidNamespace
+	ports     *ports
 
 	mu          sync.Mutex
 	configuring bool                  // guarded by mu
@@ -91,7 +93,8 @@ func New(o Options) (*Agent, error) {
 			containers: "/run/bulkhead/containers", mounts: "/run/bulkhead/mounts", volumes: "/run/bulkhead/volumes",
 			runs: "/run/bulkhead/runs", disks: "/l",
 		},
-		events: newEventQueue(), pids: &pidNamespace{reaper: o.Reaper}, containers: make(map[string]*container),
+		events: newEventQueue(), pids: &pidNamespace{reaper: o.Reaper}, ports: &ports{streams: o.Streams, dialed: make(map[uint64]net.Conn)},
+		containers: make(map[string]*container),
 	}
 	for _, dir := range []string{a.dirs.containers, a.dirs.mounts, a.dirs.volumes, a.dirs.runs, a.dirs.disks} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

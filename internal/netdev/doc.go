@@ -15,6 +15,9 @@
 // ARP and neighbour discovery included. In the other direction nothing of ours has a socket in the namespace, and the taps
 // have IPv6 off and no address, so the stack sends nothing into the guest.
 //
+// The loopback address of the namespace is not the guest's, but it is where kubectl port-forward has containerd connect to. A table
+// of nftables redirects such connections to a listener of ours, [Link].Loopback, and a sandbox hands them on into the VM.
+//
 // A [Link] describes what the guest configures: the same MAC, addresses, routes and permanent neighbours. Interfaces
 // without an address and loopback are left out; IPv6 link-local addresses too, since the guest makes the same from the MAC.
 //

@@ -207,7 +207,7 @@ func detach(h *netlink.Handle) error {
 			errs = append(errs, fmt.Errorf("clean interface %s: %w", link.Attrs().Name, err))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, closeLoopback())...)
 }
 
 // release removes our ingress qdisc, and with it the filter.

@@ -23,6 +23,10 @@ type Link struct {
 	Routes []Route
 	// Neighbours are the permanent entries only.
 	Neighbours []Neighbour
+	// Loopback gets the connections that are made to 127.0.0.1 in the namespace: by who forwards ports to the pod, since everybody else
+	// is in the VM. It is nil where the host's kernel can't do that, and LoopbackError says why. Close closes it.
+	Loopback      *net.TCPListener
+	LoopbackError error
 
 	netns string
 }
@@ -79,6 +83,7 @@ func Attach(netnsPath string) (*Link, error) {
 			link.NICs = append(link.NICs, nic)
 			link.Interfaces = append(link.Interfaces, d.config)
 		}
+		link.Loopback, link.LoopbackError = listenLoopback()
 		return nil
 	})
 	if err != nil {
@@ -90,7 +95,12 @@ func Attach(netnsPath string) (*Link, error) {
 // Close parts the VM from the namespace: the interfaces are as they were before Attach. It is idempotent, and fine with a
 // namespace that has gone.
 func (l *Link) Close() error {
-	return errors.Join(l.closeTaps(), Detach(l.netns))
+	err := l.closeTaps()
+	if l.Loopback != nil {
+		err = errors.Join(err, l.Loopback.Close())
+		l.Loopback = nil
+	}
+	return errors.Join(err, Detach(l.netns))
 }
 
 func (l *Link) closeTaps() error {
@@ -104,7 +114,7 @@ func (l *Link) closeTaps() error {
 	return errors.Join(errs...)
 }
 
-// Detach removes the redirects and taps that an Attach left in the namespace, even if a VMM still has them open. It is
+// Detach removes the redirects, taps and table that an Attach left in the namespace, even if a VMM still has them open. It is
 // idempotent; a namespace that is gone needs nothing.
 func Detach(netnsPath string) error {
 	err := inNetNS(netnsPath, detach)

@@ -80,7 +80,8 @@ func (p *pod) ip(ns, command string) string {
 // state is what must be the same before Attach and after Close.
 func (p *pod) state() string {
 	return p.run("tc", "-n", p.pod, "qdisc", "show") + p.run("tc", "-n", p.pod, "filter", "show", "dev", "eth0", "ingress") +
-		p.ip(p.pod, "-o -br link") + p.ip(p.pod, "-o -br addr") + p.ip(p.pod, "route") + p.ip(p.pod, "-6 route")
+		p.ip(p.pod, "-o -br link") + p.ip(p.pod, "-o -br addr") + p.ip(p.pod, "route") + p.ip(p.pod, "-6 route") +
+		p.run("ip", "netns", "exec", p.pod, "nft", "list", "ruleset")
 }
 
 func (p *pod) attach() (*Link, *guest) {
@@ -650,6 +651,41 @@ func TestNoInterfaceIsNoNIC(t *testing.T) {
 }
 
 // The calling threads stay where they are, and no descriptor is left.
+// Whoever connects to the loopback address in the namespace gets to us, whatever the port.
+func TestLoopback(t *testing.T) {
+	p := newPod(t, 1500)
+	link, _ := p.attach()
+	if link.Loopback == nil {
+		t.Fatal(link.LoopbackError)
+	}
+	for _, port := range []uint16{1, 80, 65535, uint16(link.Loopback.Addr().(*net.TCPAddr).Port)} {
+		inNamed(t, p.pod, func() error {
+			conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if err != nil {
+				return err
+			}
+			return conn.Close()
+		})
+		conn, err := link.Loopback.AcceptTCP()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := OriginalPort(conn); err != nil || got != port {
+			t.Errorf("a connection to port %d is to %d, %v", port, got, err)
+		}
+		conn.Close()
+	}
+	if err := link.Close(); err != nil {
+		t.Fatal(err)
+	}
+	inNamed(t, p.pod, func() error {
+		if _, err := net.Dial("tcp", "127.0.0.1:80"); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("after Close: %v", err)
+		}
+		return nil
+	})
+}
+
 func TestNothingOfTheProcessIsLeft(t *testing.T) {
 	p := newPod(t, 1500)
 	count := func() int {

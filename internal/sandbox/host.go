@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 
@@ -45,7 +46,12 @@ type network struct {
 	interfaces []*guestapi.Interface
 	routes     []*guestapi.Route
 	neighbours []*guestapi.Neighbour
-	close      func() error
+	// loopback gets connections that are meant for the guest's ports; nil: none, for the reason noLoopback.
+	loopback   *net.TCPListener
+	noLoopback error
+	// port says which port such a connection was made to.
+	port  func(*net.TCPConn) (uint16, error)
+	close func() error
 }
 
 func realHost(deps Deps) host {
@@ -84,7 +90,7 @@ func attach(netns string) (*network, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &network{nics: link.NICs, close: link.Close}
+	n := &network{nics: link.NICs, loopback: link.Loopback, noLoopback: link.LoopbackError, port: netdev.OriginalPort, close: link.Close}
 	for _, i := range link.Interfaces {
 		made := &guestapi.Interface{Name: i.Name, Mac: i.MAC.String(), Mtu: uint32(i.MTU)}
 		for _, a := range i.Addresses {

@@ -92,6 +92,10 @@ type Sandbox struct {
 	// life ends with the VM; what waits for the guest waits for it too.
 	life context.Context
 	end  context.CancelFunc
+	// forwarding ends with life or at the beginning of Stop: with the channel end all of its streams at once, and many readers would
+	// spin until each is told (yamux).
+	forwarding    context.Context
+	endForwarding context.CancelFunc
 	// done is closed when the VM has ended, after err was set.
 	done chan struct{}
 
@@ -152,6 +156,7 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 	s.stopping = true
 	s.mu.Unlock()
 
+	s.endForwarding()
 	s.shutdown(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()

@@ -48,6 +48,7 @@ func start(ctx context.Context, deps Deps, spec Spec, h host) (*Sandbox, error) 
 	s.exports = newExports(s.volumes)
 	s.streams.Store(volumesStream)
 	s.life, s.end = context.WithCancel(context.Background())
+	s.forwarding, s.endForwarding = context.WithCancel(s.life)
 	steps := []step{
 		{"record", s.makeRecord, s.removeRecord, true},
 		{"uid", s.takeUID, s.releaseUID, false},
@@ -67,6 +68,7 @@ func start(ctx context.Context, deps Deps, spec Spec, h host) (*Sandbox, error) 
 		return nil, fmt.Errorf("start sandbox %s: %w", spec.ID, err)
 	}
 	go s.readEvents()
+	s.servePorts()
 	return s, nil
 }
 

@@ -41,6 +41,9 @@ type world struct {
 	images  map[string]string
 	addDisk func() error
 	collect func(context.Context, rootfs.Limits) (rootfs.Collected, error)
+	// loopback is that of the network namespace; all connections to it are to the guest's port.
+	loopback *net.TCPListener
+	port     uint16
 }
 
 func newWorld(t testing.TB) *world {
@@ -73,7 +76,14 @@ func (w *world) host() host {
 		attach: func(netns string) (*network, error) {
 			return &network{
 				interfaces: []*guestapi.Interface{{Name: "eth0", Mac: "02:00:00:00:00:01", Mtu: 1500, Addresses: []string{"10.0.0.2/24"}}},
-				close:      func() error { return w.set(w.taps, netns, false) },
+				loopback:   w.loopback,
+				port:       func(*net.TCPConn) (uint16, error) { return w.port, nil },
+				close: func() error {
+					if w.loopback != nil {
+						w.loopback.Close()
+					}
+					return w.set(w.taps, netns, false)
+				},
 			}, w.set(w.taps, netns, true)
 		},
 		detach:  func(netns string) error { return w.set(w.taps, netns, false) },

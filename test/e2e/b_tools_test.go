@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -123,31 +124,89 @@ func TestCopy(t *testing.T) {
 	})
 }
 
-// The sandboxed pod's network is inside the VM, where the kubelet's way of forwarding doesn't reach; see the compatibility notes.
-func TestPortForward(t *testing.T) {
-	k := shared(t)
+// forwardPort forwards a port of the pod and returns the local address.
+func forwardPort(t *testing.T, k client, pod string, port int) string {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*generous)
-	defer cancel()
-	forward := start(t, k.command(ctx, "port-forward", "pod/"+ordinary0, ":8080"))
+	t.Cleanup(cancel)
+	forward := start(t, k.command(ctx, "port-forward", "pod/"+pod, fmt.Sprintf(":%d", port)))
 	forward.says(t, "Forwarding from 127.0.0.1:")
-	port := regexp.MustCompile(`127\.0\.0\.1:([0-9]+) -> 8080`).FindStringSubmatch(forward.output.String())
-	if port == nil {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("port-forward says %q", forward.output)
+		}
+	})
+	local := regexp.MustCompile(fmt.Sprintf(`127\.0\.0\.1:[0-9]+ -> %d`, port)).FindString(forward.output.String())
+	if local == "" {
 		t.Fatalf("port-forward says %q", forward.output)
 	}
-	for i := range 3 {
-		conn, err := net.Dial("tcp", "127.0.0.1:"+port[1])
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		fmt.Fprintf(conn, "line %d\n", i)
-		if err := conn.SetReadDeadline(time.Now().Add(generous)); err != nil {
-			t.Fatal(err)
-		}
-		if answer, err := bufio.NewReader(conn).ReadString('\n'); err != nil || answer != fmt.Sprintf("%s heard line %d\n", ordinary0, i) {
-			t.Errorf("the answer is %q, %v", answer, err)
-		}
+	address, _, _ := strings.Cut(local, " ")
+	return address
+}
+
+// tell sends a line and returns the answer.
+func tell(address, line string) (string, error) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return "", err
 	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(generous)); err != nil {
+		return "", err
+	}
+	if _, err := fmt.Fprintln(conn, line); err != nil {
+		return "", err
+	}
+	answer, err := bufio.NewReader(conn).ReadString('\n')
+	return strings.TrimSuffix(answer, "\n"), err
+}
+
+const listeners = `
+apiVersion: v1
+kind: Pod
+metadata: {name: listeners}
+spec:
+  runtimeClassName: %s
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {name: ipv4, image: %[2]s, command: [testprog, listen, "127.0.0.1:9004"]}
+  - {name: ipv6, image: %[2]s, command: [testprog, listen, "[::1]:9006"]}
+`
+
+func TestPortForward(t *testing.T) {
+	k, own := shared(t), newNamespace(t, "forward")
+	own.apply(t, fmt.Sprintf(listeners, classMSHV, kit.BaseImage))
+	for _, pod := range []string{ordinary0, sandboxed1} {
+		t.Run(pod, func(t *testing.T) {
+			address := forwardPort(t, k, pod, 8080)
+			for i := range 3 {
+				if answer, err := tell(address, fmt.Sprintf("line %d", i)); err != nil || answer != fmt.Sprintf("%s heard line %d", pod, i) {
+					t.Errorf("the answer is %q, %v", answer, err)
+				}
+			}
+		})
+	}
+	// What listens on a sandboxed pod's own loopback addresses is in the VM, and reached all the same.
+	own.ready(t, "listeners")
+	for _, port := range []int{9004, 9006} {
+		t.Run(fmt.Sprintf("loopback %d", port), func(t *testing.T) {
+			address := forwardPort(t, own, "listeners", port)
+			var all sync.WaitGroup
+			for i := range 100 {
+				all.Go(func() {
+					if answer, err := tell(address, fmt.Sprintf("line %d", i)); err != nil || answer != fmt.Sprintf("heard line %d", i) {
+						t.Errorf("answer %d is %q, %v", i, answer, err)
+					}
+				})
+			}
+			all.Wait()
+		})
+	}
+	t.Run("nobody listens", func(t *testing.T) {
+		if answer, err := tell(forwardPort(t, own, "listeners", 9999), "line"); err == nil {
+			t.Errorf("the answer is %q", answer)
+		}
+	})
 }
 
 // An ephemeral container with a target sees its processes: in an ordinary pod, and in a sandboxed one where the target is the

@@ -465,6 +465,43 @@ func (a *Agent) Stats(ctx context.Context, r *guestapi.ContainerRequest) (*guest
 	}, nil
 }
 
+// RefusedPort is the port at which nobody listens. At all others is an echo.
+const RefusedPort = 1
+
+func (a *Agent) streams() *rpc.Guest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.guest
+}
+
+// Dial implements the service.
+func (a *Agent) Dial(ctx context.Context, r *guestapi.DialRequest) (*guestapi.Empty, error) {
+	if err := a.enter(ctx, "Dial", r); err != nil {
+		return nil, err
+	}
+	if r.Port == RefusedPort {
+		a.streams().Drop(r.Stream)
+		return nil, fmt.Errorf("port %d: %w", r.Port, errdefs.ErrNotFound)
+	}
+	stream, err := a.streams().Take(ctx, r.Stream)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		_, _ = io.Copy(stream, stream)
+		stream.Close()
+	}()
+	return &guestapi.Empty{}, nil
+}
+
+// HangUp implements the service.
+func (a *Agent) HangUp(ctx context.Context, r *guestapi.HangUpRequest) (*guestapi.Empty, error) {
+	if err := a.enter(ctx, "HangUp", r); err != nil {
+		return nil, err
+	}
+	return &guestapi.Empty{}, nil
+}
+
 // NextEvent implements the service.
 func (a *Agent) NextEvent(ctx context.Context, r *guestapi.Empty) (*guestapi.Event, error) {
 	if err := a.enter(ctx, "NextEvent", r); err != nil {
