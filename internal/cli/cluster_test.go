@@ -253,6 +253,7 @@ func TestInterrupt(t *testing.T) {
 
 func TestStateDirVariable(t *testing.T) {
 	m := newFakeManager()
+	t.Setenv(stateDirVariable, "") // whatever the tests' own environment says
 	m.must(t, "cluster list")
 	if m.options.StateDir != defaultStateDir {
 		t.Errorf("without the variable: %s", m.options.StateDir)

@@ -54,7 +54,7 @@ func RuntimeClasses() []RuntimeClass {
 	return []RuntimeClass{
 		{Name: "bulkhead", Handler: "bulkhead", CPU: "100m", Memory: "256Mi"},
 		{Name: "kata-vm-isolation", Handler: "kata-vm-isolation", CPU: "100m", Memory: "256Mi"},
-		{Name: "kata-mshv-vm-isolation", Handler: "kata-mshv-vm-isolation", CPU: "100m", Memory: "360Mi"},
+		{Name: "kata-mshv-vm-isolation", Handler: "kata-mshv-vm-isolation", CPU: "100m", Memory: "288Mi"},
 	}
 }
 
