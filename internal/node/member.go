@@ -121,11 +121,7 @@ func (n *Node) Halt(ctx context.Context) error {
 }
 
 func (n *Node) halt(ctx context.Context) error {
-	tasks := n.bundles()
-	strays, err := n.strays()
-	if err != nil {
-		return err
-	}
+	tasks, strays := n.bundles(), n.strays()
 	// VMMs die with their shims. Containers live on without theirs, but in their pods' cgroups.
 	busy := errors.Join(n.killProcesses(ctx), n.removeCgroup(n.pods()), n.deleteOrphans(ctx), n.unmountAll())
 	if busy != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -183,9 +184,9 @@ func TestHaltEndsAShimThatKnowsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	strays, err := n.strays()
-	if err != nil || len(strays) != 1 || !strings.Contains(string(out), strays[0]) {
-		t.Fatalf("the shim listens on %s, and the strays are %q, %v", out, strays, err)
+	strays := slices.DeleteFunc(n.strays(), func(path string) bool { return !strings.Contains(string(out), path) })
+	if len(strays) != 1 {
+		t.Fatalf("the shim listens on %s, and the strays are %q", out, n.strays())
 	}
 	if err := n.Halt(t.Context()); err != nil {
 		t.Fatal(err)

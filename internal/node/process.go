@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,26 +29,6 @@ func (p process) signal(s unix.Signal) error {
 		return nil
 	}
 	return err
-}
-
-// sockets returns the unix sockets in a directory that the process has: none, if it has ended.
-func (p process) sockets(dir string) []string {
-	proc := filepath.Join("/proc", strconv.Itoa(p.pid))
-	entries, _ := os.ReadDir(filepath.Join(proc, "fd"))
-	has := map[string]bool{}
-	for _, e := range entries {
-		target, _ := os.Readlink(filepath.Join(proc, "fd", e.Name()))
-		has[target] = true
-	}
-	table, _ := os.ReadFile(filepath.Join(proc, "net/unix"))
-	var paths []string
-	for line := range strings.Lines(string(table)) {
-		// Num RefCount Protocol Flags Type St Inode Path
-		if f := strings.Fields(line); len(f) == 8 && filepath.Dir(f[7]) == dir && has["socket:["+f[6]+"]"] {
-			paths = append(paths, f[7])
-		}
-	}
-	return paths
 }
 
 // wait returns whether the process ended before the context did.

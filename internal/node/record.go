@@ -1,6 +1,8 @@
 package node
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -74,19 +76,21 @@ func (n *Node) removeFIFOs(tasks []string) error {
 	return errors.Join(errs...)
 }
 
-// strays are the sockets of the node's shims in the place where shims have them that nobody told otherwise. One whose containerd
-// ends while it starts it may have read nothing of what that had to say, and is killed with its socket there when the node is halted.
-func (n *Node) strays() ([]string, error) {
-	found, err := n.processes()
-	if err != nil {
-		return nil, err
-	}
+// strays are where sockets of the node's shims may be in the place where shims have them that nobody told otherwise. One whose
+// containerd ends while it starts it may have read nothing of what that had to say, not even containerd's address, and ends soon, or is
+// killed, without removing its socket. The names are those of containerd (pkg/shim, CreateSocketAddress); ids are unique on the host.
+func (n *Node) strays() []string {
 	var sockets []string
-	for _, p := range found {
-		sockets = append(sockets, p.sockets(shimSockets)...)
-		p.close()
+	for _, dir := range []string{"state", "root"} {
+		tasks, _ := filepath.Glob(n.path(dir + "/io.containerd.runtime.v2.task/*/*")) // the pattern is right, which is the only error
+		for _, task := range tasks {
+			for _, containerd := range []string{"", n.Socket()} {
+				name := sha256.Sum256([]byte(filepath.Join(containerd, filepath.Base(filepath.Dir(task)), filepath.Base(task))))
+				sockets = append(sockets, filepath.Join(shimSockets, hex.EncodeToString(name[:])))
+			}
+		}
 	}
-	return sockets, nil
+	return sockets
 }
 
 // removeAll removes the files that are there.
