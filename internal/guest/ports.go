@@ -70,9 +70,10 @@ func (p *ports) dial(ctx context.Context, port uint32, stream uint64) (err error
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	p.mu.Lock()
-	p.dialed[stream] = conn
-	p.mu.Unlock()
+	if !p.keep(stream, conn) {
+		s.Close()
+		return errors.Join(fmt.Errorf("stream %d was hung up: %w", stream, errdefs.ErrAborted), conn.Close())
+	}
 	go func() {
 		defer p.forget(stream)
 		join(conn, s)
@@ -96,6 +97,17 @@ func (p *ports) reserve(port uint32, stream uint64) error {
 	return nil
 }
 
+// keep notes the connection that was made for a stream, unless it was hung up meanwhile.
+func (p *ports) keep(stream uint64, conn net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.dialed[stream]; !ok {
+		return false
+	}
+	p.dialed[stream] = conn
+	return true
+}
+
 func (p *ports) forget(stream uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -108,6 +120,8 @@ func (p *ports) hangUp(stream uint64) {
 	defer p.mu.Unlock()
 	if conn := p.dialed[stream]; conn != nil {
 		conn.Close()
+	} else {
+		delete(p.dialed, stream) // it is being made
 	}
 }
 

@@ -12,7 +12,7 @@
 //
 // The addresses stay on the CNI's interface, so that the plugin's CHECK and DEL find what they made. The namespace's own
 // stack doesn't answer for them all the same: the ingress hook comes before it, and the redirect steals every packet there,
-// ARP and neighbour discovery included. In the other direction nothing of ours has a socket in the namespace, and the taps
+// ARP and neighbour discovery included. In the other direction nothing of ours sends from the namespace, and the taps
 // have IPv6 off and no address, so the stack sends nothing into the guest.
 //
 // The loopback address of the namespace is not the guest's, but it is where kubectl port-forward has containerd connect to. A table

@@ -24,7 +24,7 @@ type Link struct {
 	// Neighbours are the permanent entries only.
 	Neighbours []Neighbour
 	// Loopback gets the connections that are made to 127.0.0.1 in the namespace: by who forwards ports to the pod, since everybody else
-	// is in the VM. It is nil where the host's kernel can't do that, and LoopbackError says why. Close closes it.
+	// is in the VM. It is nil without NICs, and where the host's kernel can't do that: LoopbackError says why. Close closes it.
 	Loopback      *net.TCPListener
 	LoopbackError error
 
@@ -83,7 +83,9 @@ func Attach(netnsPath string) (*Link, error) {
 			link.NICs = append(link.NICs, nic)
 			link.Interfaces = append(link.Interfaces, d.config)
 		}
-		link.Loopback, link.LoopbackError = listenLoopback()
+		if len(link.NICs) > 0 { // else nothing says that the namespace is this VM's alone
+			link.Loopback, link.LoopbackError = listenLoopback()
+		}
 		return nil
 	})
 	if err != nil {

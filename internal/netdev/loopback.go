@@ -14,7 +14,7 @@ import (
 )
 
 // loopbackTable is the name of the nftables table, of family ip, that leads connections to the namespace's loopback address to
-// the listener. There is nothing else in the namespace whose connections that could be.
+// the listener. In a pod's namespace there is nothing else whose connections that could be.
 const loopbackTable = "bulkhead_loopback"
 
 // listenLoopback makes, in the thread's network namespace, a listener that gets all TCP connections to 127.0.0.1, whatever
@@ -37,7 +37,11 @@ func redirectLoopback(port int) error {
 	}
 	table := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: loopbackTable}
 	conn.AddTable(table)
-	conn.DelTable(table) // of a VM that was here before
+	// Alone: a kernel without nf_tables answers several messages at once, and the library would wait for the other answers.
+	if err := conn.Flush(); err != nil {
+		return err
+	}
+	conn.DelTable(table) // it may be of a VM that was here before
 	conn.AddTable(table)
 	chain := conn.AddChain(&nftables.Chain{
 		Table: table, Name: "output", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest,

@@ -650,7 +650,6 @@ func TestNoInterfaceIsNoNIC(t *testing.T) {
 	}
 }
 
-// The calling threads stay where they are, and no descriptor is left.
 // Whoever connects to the loopback address in the namespace gets to us, whatever the port.
 func TestLoopback(t *testing.T) {
 	p := newPod(t, 1500)
@@ -686,6 +685,7 @@ func TestLoopback(t *testing.T) {
 	})
 }
 
+// The calling threads stay where they are, and no descriptor is left.
 func TestNothingOfTheProcessIsLeft(t *testing.T) {
 	p := newPod(t, 1500)
 	count := func() int {

@@ -70,7 +70,7 @@ func (s *Sandbox) forward(conn *net.TCPConn) {
 	}
 	defer context.AfterFunc(s.forwarding, func() {
 		conn.Close()
-		_ = stream.SetReadDeadline(time.Unix(1, 0)) // long ago; it never fails
+		_ = stream.SetDeadline(time.Unix(1, 0)) // long ago; it never fails
 	})()
 	var both sync.WaitGroup
 	both.Go(func() {
@@ -86,7 +86,7 @@ func (s *Sandbox) forward(conn *net.TCPConn) {
 				return // the guest ends with all of its connections
 			}
 			s.hangUp(id)
-			_, _ = io.Copy(io.Discard, stream) // what was under way, up to its end
+			drain(stream)
 		}
 		_ = conn.CloseWrite() // it may have ended
 	})
@@ -113,7 +113,10 @@ func (s *Sandbox) dialGuest(conn *net.TCPConn) (net.Conn, uint64, error) {
 	})
 	if err != nil {
 		stream.Close()
-		go func() { _, _ = io.Copy(io.Discard, stream) }() // the guest ends it, too
+		go func() {
+			s.hangUp(id) // it may have come to something after all
+			drain(stream)
+		}()
 		return nil, 0, err
 	}
 	return stream, id, nil
@@ -130,6 +133,10 @@ func (s *Sandbox) hangUp(stream uint64) {
 		s.deps.Logger.Debug("a connection may go on in the guest", "sandbox", s.spec.ID, "error", err)
 	}
 }
+
+// drain reads what was under way when a connection was hung up, and the end after it, which makes room for another stream. A guest that
+// sends more than that is let wait.
+func drain(stream net.Conn) { _, _ = io.CopyN(io.Discard, stream, 1<<20) }
 
 // reset closes a connection so that its client sees an error and not an end.
 func reset(conn *net.TCPConn) {

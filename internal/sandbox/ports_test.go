@@ -82,6 +82,21 @@ func TestNobodyListens(t *testing.T) {
 	}
 }
 
+// A client that goes away ends its connection in the guest, also if the program there never stops to send.
+func TestClientGoesAway(t *testing.T) {
+	_, dial := forwarding(t, guesttest.FloodPort)
+	for range 2 * maxForwarded { // more than there are places
+		conn, err := dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+	}
+}
+
 // A pod that ends takes its connections along, and there are never too many of them.
 func TestForwardedConnectionsEnd(t *testing.T) {
 	s, dial := forwarding(t, 80)

@@ -40,14 +40,15 @@ type Agent struct {
 	done   chan struct{} // closed by Shutdown
 
 	mu         sync.Mutex
-	guest      *rpc.Guest            // guarded by mu
-	calls      []Call                // guarded by mu
-	failures   map[string]error      // guarded by mu
-	hanging    map[string]bool       // guarded by mu
-	configured bool                  // guarded by mu
-	containers map[string]*container // guarded by mu
-	nextPID    uint32                // guarded by mu
-	stopped    bool                  // guarded by mu
+	guest      *rpc.Guest               // guarded by mu
+	dialed     map[uint64]chan struct{} // by stream, closed by HangUp; guarded by mu
+	calls      []Call                   // guarded by mu
+	failures   map[string]error         // guarded by mu
+	hanging    map[string]bool          // guarded by mu
+	configured bool                     // guarded by mu
+	containers map[string]*container    // guarded by mu
+	nextPID    uint32                   // guarded by mu
+	stopped    bool                     // guarded by mu
 }
 
 var _ guestapi.AgentService = (*Agent)(nil)
@@ -72,6 +73,7 @@ func New() *Agent {
 		events:     make(chan *guestapi.Event, 64),
 		done:       make(chan struct{}),
 		failures:   make(map[string]error),
+		dialed:     make(map[uint64]chan struct{}),
 		hanging:    make(map[string]bool),
 		containers: make(map[string]*container),
 		nextPID:    100,
@@ -465,8 +467,11 @@ func (a *Agent) Stats(ctx context.Context, r *guestapi.ContainerRequest) (*guest
 	}, nil
 }
 
-// RefusedPort is the port at which nobody listens. At all others is an echo.
-const RefusedPort = 1
+// Ports of the guest. At all others is an echo.
+const (
+	RefusedPort = 1 // nobody listens
+	FloodPort   = 2 // sends without end, until it is hung up
+)
 
 func (a *Agent) streams() *rpc.Guest {
 	a.mu.Lock()
@@ -487,9 +492,26 @@ func (a *Agent) Dial(ctx context.Context, r *guestapi.DialRequest) (*guestapi.Em
 	if err != nil {
 		return nil, err
 	}
+	hungUp := make(chan struct{})
+	a.mu.Lock()
+	a.dialed[r.Stream] = hungUp
+	a.mu.Unlock()
 	go func() {
-		_, _ = io.Copy(stream, stream)
-		stream.Close()
+		defer stream.Close()
+		if r.Port != FloodPort {
+			_, _ = io.Copy(stream, stream)
+			return
+		}
+		for {
+			select {
+			case <-hungUp:
+				return
+			default:
+			}
+			if _, err := stream.Write(make([]byte, 1<<10)); err != nil {
+				return
+			}
+		}
 	}()
 	return &guestapi.Empty{}, nil
 }
@@ -498,6 +520,12 @@ func (a *Agent) Dial(ctx context.Context, r *guestapi.DialRequest) (*guestapi.Em
 func (a *Agent) HangUp(ctx context.Context, r *guestapi.HangUpRequest) (*guestapi.Empty, error) {
 	if err := a.enter(ctx, "HangUp", r); err != nil {
 		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if hungUp := a.dialed[r.Stream]; hungUp != nil {
+		delete(a.dialed, r.Stream)
+		close(hungUp)
 	}
 	return &guestapi.Empty{}, nil
 }

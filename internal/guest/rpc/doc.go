@@ -11,7 +11,7 @@
 //	 "BHS1"   u8     3 bytes  u64, big endian
 //
 // Kind 1 carries the calls of api/guest as ttrpc messages; there is one such stream and its id is 0. Kind 2 is a data
-// stream: standard input, output or error of a process, or the volumes' FUSE messages. The host chooses ids of data
+// stream: standard input, output or error of a process, a connection to a port, or the volumes' FUSE messages. The host chooses ids of data
 // streams (not 0, none twice) and names them in calls; a stream and the call that names it may arrive in either order.
 //
 // Closing one end of a data stream is the end of file for the other end, and nothing else: the other direction stays
