@@ -17,19 +17,7 @@ import (
 // newPorts returns ports whose streams come from the host.
 func newPorts(t *testing.T) (*ports, *rpc.Host) {
 	t.Helper()
-	hostEnd, guestEnd := net.Pipe()
-	guest, err := rpc.NewGuest(guestEnd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	host, err := rpc.NewHost(hostEnd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		host.Close()
-		guest.Close()
-	})
+	host, guest := channel(t)
 	return &ports{streams: guest, dialed: map[uint64]net.Conn{}}, host
 }
 
@@ -68,16 +56,6 @@ func awaitNone(t *testing.T, p *ports) {
 	}
 }
 
-func openStream(t *testing.T, host *rpc.Host, id uint64) net.Conn {
-	t.Helper()
-	stream, err := host.Open(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { stream.Close() })
-	return stream
-}
-
 func TestDial(t *testing.T) {
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
 		t.Run(address, func(t *testing.T) {
@@ -88,7 +66,7 @@ func TestDial(t *testing.T) {
 				fmt.Fprintf(conn, "heard %d bytes", len(heard))
 				conn.Close()
 			})
-			stream := openStream(t, host, 7)
+			stream := open(t, host, 7)
 			if err := p.dial(t.Context(), port, 7); err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +97,7 @@ func TestHangUp(t *testing.T) {
 			}
 		}
 	})
-	stream := openStream(t, host, 7)
+	stream := open(t, host, 7)
 	if err := p.dial(t.Context(), port, 7); err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +135,7 @@ func TestDialRefuses(t *testing.T) {
 	} {
 		var stream net.Conn
 		if c.stream != 0 {
-			stream = openStream(t, host, c.stream)
+			stream = open(t, host, c.stream)
 		}
 		if err := p.dial(t.Context(), c.port, c.stream); !c.is(err) {
 			t.Errorf("%d: port %d, stream %d: %v", i, c.port, c.stream, err)

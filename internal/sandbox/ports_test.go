@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"syscall"
 	"testing"
@@ -104,8 +105,14 @@ func TestForwardedConnectionsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var established []net.Conn
+	kept := func() (net.Conn, error) {
+		conn, err := dial()
+		established = append(established, conn)
+		return conn, err
+	}
 	for range maxForwarded - 1 {
-		if err := echo(dial); err != nil {
+		if err := echo(kept); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,6 +130,11 @@ func TestForwardedConnectionsEnd(t *testing.T) {
 	go func() { waiting <- echo(dial) }()
 	if err := s.Stop(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	for i, conn := range established {
+		if n, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("after the pod's end connection %d reads %d bytes, %v", i, n, err)
+		}
 	}
 	if err := <-waiting; err == nil {
 		t.Error("a pod that has ended answers")
